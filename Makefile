@@ -1,0 +1,56 @@
+# Five verbs, the same on a laptop and in CI: make install | serve | test | lint | bench.
+# `make serve` needs the runtime packages only; every other verb adds the development ones.
+# Python 3.11 or newer; PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := aviary bench gateway model_registry tests workers
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: install serve test lint format bench clean
+
+install: $(VENV)/.dev-installed
+
+serve: $(VENV)/.installed
+	@exec $(BIN)/aviary serve
+
+test: $(VENV)/.dev-installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev-installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.dev-installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+bench: $(VENV)/.dev-installed
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	@echo "==> creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet "$$(grep '^pip==' constraints.txt)"
+
+# torch goes first and alone: `pip install torch` with its pin takes the build that pip's own settings offer
+# for this machine, and what follows then finds it installed.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> installing torch (1 of 2)"
+	@$(PIP) install -c constraints.txt torch
+	@echo "==> installing the gateway and the workers (2 of 2)"
+	@$(PIP) install -e '.[gateway,workers]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.installed
+	@echo "==> installing the development tools"
+	@$(PIP) install --quiet -e '.[gateway,workers,dev]' -c constraints.txt
+	@touch $@
