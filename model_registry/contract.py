@@ -1,0 +1,279 @@
+"""Everything that crosses the process border between gateway and workers.
+
+Plain frozen data (msgspec structs: tagged unions, fast on the wire, picklable by Ray) and the one pair of
+encoders. No behaviour beyond reading one's own fields; no HTTP, no torch, no Ray. Both sides import this module,
+neither imports the other.
+
+Down the channel go `Command`s, up come `Frame`s: one frame per engine step, holding that step's output of every
+sequence of the channel. Every submitted request gets exactly one final `SequenceOutput`, unless it was aborted.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from model_registry.schema import RegistryEntry
+
+CONTRACT_VERSION: Final = "1"
+"""Changes when a struct below changes incompatibly; a worker refuses a gateway that speaks another version."""
+
+CHANNEL_METHOD: Final = "/aviary.Worker/Connect"
+SECRET_METADATA: Final = "x-aviary-secret"  # noqa: S105  (a header name, not a secret)
+VERSION_METADATA: Final = "x-aviary-contract"
+
+POOL_NAMESPACE: Final = "aviary"
+MANAGER_NAME: Final = "aviary-manager"
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended by itself; values are OpenAI's."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class FaultKind(StrEnum):
+    """Why a request ended without finishing."""
+
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INVALID_REQUEST = "invalid_request"
+    WORKER_FULL = "worker_full"
+    WORKER_DRAINING = "worker_draining"
+    ENGINE_FAULT = "engine_fault"
+    WORKER_LOST = "worker_lost"
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """A typed failure of one request. `message` may be shown to the client; `param` names the request field."""
+
+    kind: FaultKind
+    message: str
+    param: str | None = None
+
+
+class RequestFaultError(Exception):
+    """Raised where one request cannot go on; carries the `Fault` that its client will see."""
+
+    def __init__(self, kind: FaultKind, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.fault = Fault(kind=kind, message=message, param=param)
+
+
+class TextSegment(msgspec.Struct, frozen=True):
+    """Part of a rendered prompt. In text a client wrote (`trusted=False`) special tokens are text, not control."""
+
+    text: str
+    trusted: bool
+
+
+class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
+    """A prompt already in its final form; segments are concatenated."""
+
+    segments: tuple[TextSegment, ...]
+
+
+class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
+    """A prompt given as token ids; the worker checks them against its vocabulary."""
+
+    token_ids: tuple[int, ...]
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    role: str
+    content: str
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
+    """A conversation that the worker renders with the model's own chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one sequence is generated and when it ends; already merged and range-checked by the gateway."""
+
+    max_tokens: int | None = None
+    """Generated tokens at most; None: up to the model's context length."""
+    max_tokens_is_default: bool = False
+    """The limit is the model's default, not the client's wish: where the context has less room, that is enough."""
+    min_tokens: int = 0
+    """No end of sequence and no stop before this many generated tokens."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int | None = None
+    """Sample among the k likeliest tokens only; None: among all."""
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    """Same seed, same request, same model: same text, whatever else is in the batch. None: fresh randomness."""
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    """Strings matched on the generated text; never shown."""
+    stop_token_ids: tuple[int, ...] = ()
+    stop_token_sequences: tuple[tuple[int, ...], ...] = ()
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. A client's request with n choices is n of these."""
+
+    request_id: str
+    """Made by the gateway, unique for the life of the cluster; never taken from a client."""
+    prompt: Prompt
+    sampling: SamplingParams
+
+
+class SubmitBatch(msgspec.Struct, frozen=True, tag="submit"):
+    requests: tuple[GenerationRequest, ...]
+
+
+class AbortBatch(msgspec.Struct, frozen=True, tag="abort"):
+    """Ids a worker does not know (any more) are fine: the request may have ended meanwhile."""
+
+    request_ids: tuple[str, ...]
+
+
+Command = SubmitBatch | AbortBatch
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    """Prompt tokens whose KV came from the prefix cache."""
+
+
+class SequenceTiming(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sequence spent its time inside the worker, in seconds."""
+
+    queue_s: float
+    """From arrival to the first step that ran it."""
+    prefill_s: float
+    """From there to the first generated token."""
+    decode_s: float
+    """From there to the last token."""
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one sequence gained since its last output. Final when it has a finish_reason or a fault."""
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    """Every generated token, also those whose text is held back or cut by a stop."""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    """Set on the final output."""
+    timing: SequenceTiming | None = None
+    fault: Fault | None = None
+
+    @property
+    def is_final(self) -> bool:
+        return self.finish_reason is not None or self.fault is not None
+
+    def followed_by(self, later: SequenceOutput) -> SequenceOutput:
+        """Both outputs as one: what a reader that fell behind gets instead of two."""
+        return SequenceOutput(
+            request_id=self.request_id,
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            finish_reason=later.finish_reason,
+            usage=later.usage,
+            timing=later.timing,
+            fault=later.fault,
+        )
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's load at one moment; counters since its start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_steps: int = 0
+    step_batch_size: int = 0
+    """Sequences in the last step."""
+    kv_cache_usage: float = 0.0
+    """Share of KV blocks held by sequences, 0 to 1."""
+    num_preemptions: int = 0
+    prompt_tokens_total: int = 0
+    cached_tokens_total: int = 0
+    generated_tokens_total: int = 0
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine step as one channel sees it; an idle worker sends frames without outputs as a sign of life."""
+
+    outputs: tuple[SequenceOutput, ...] = ()
+    status: WorkerStatus
+
+
+class ReplicaState(StrEnum):
+    """Life of a replica: pending → starting → ready → draining → gone, or failed → (back-off) → pending."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
+    replica_id: str
+    state: ReplicaState
+    detail: str = ""
+    """What it waits for, is doing, or why it failed; one line for people."""
+    address: str | None = None
+    """`host:port` of its channel once ready."""
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployed model as gateways need it."""
+
+    entry: RegistryEntry
+    created: int
+    """Unix seconds of its first deployment."""
+    replicas: tuple[ReplicaView, ...] = ()
+    max_model_len: int | None = None
+    """Context length in tokens, known once a replica has loaded."""
+
+    @property
+    def model_id(self) -> str:
+        return self.entry.model_id
+
+
+class PoolView(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a gateway knows about the pool; `version` grows with every change."""
+
+    version: int
+    secret: str
+    models: tuple[ModelView, ...] = ()
+
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_frame_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def encode_command(command: Command) -> bytes:
+    return _encoder.encode(command)
+
+
+def decode_command(data: bytes) -> Command:
+    """Raises `msgspec.ValidationError` when the bytes are not a command of this contract version."""
+    return _command_decoder.decode(data)
+
+
+def encode_frame(frame: Frame) -> bytes:
+    return _encoder.encode(frame)
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Raises `msgspec.ValidationError` when the bytes are not a frame of this contract version."""
+    return _frame_decoder.decode(data)

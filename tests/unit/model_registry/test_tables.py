@@ -1,0 +1,124 @@
+"""The README's tables and the JSON schema say what the schema says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import jsonschema
+import pytest
+
+from model_registry import tables as module
+from model_registry.loader import ZOO, RegistryError, load_entry
+from model_registry.strict_yaml import parse_yaml, read_yaml
+
+STALE = "is stale; run python -m model_registry.tables --write"
+
+
+def readme() -> str:
+    return module.README.read_text(encoding="utf-8")
+
+
+def test_the_readme_is_up_to_date() -> None:
+    assert readme() == module.readme_with_tables(readme()), f"README.md {STALE}"
+
+
+def test_the_json_schema_is_up_to_date() -> None:
+    assert module.JSON_SCHEMA.read_text(encoding="utf-8") == module.json_schema_text(), f"registry.schema.json {STALE}"
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="markers"):
+        module.readme_with_tables("# No markers")
+
+
+def test_write_brings_both_files_up_to_date(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, schema = tmp_path / "README.md", tmp_path / "schema.json"
+    target.write_text(f"before {module.BEGIN} old {module.END} after", encoding="utf-8")
+    monkeypatch.setattr(module, "README", target)
+    monkeypatch.setattr(module, "JSON_SCHEMA", schema)
+    monkeypatch.setattr(sys, "argv", ["tables", "--write"])
+    module.main()
+    written = target.read_text(encoding="utf-8")
+    assert written.startswith("before ")
+    assert written.endswith(" after")
+    assert " old " not in written
+    assert schema.read_text(encoding="utf-8") == module.json_schema_text()
+
+
+def test_without_write_the_tables_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables"])
+    module.main()
+    assert capsys.readouterr().out == module.tables()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `max_batch_size` | whole number ≥ 1 | `1` | Sequences that one replica runs at the same time. |",
+        "| `target_ongoing_requests` (old: `target_num_ongoing_requests_per_replica`) | number > 0 | `2.0` |",
+        "| `temperature` | number ≥ 0, ≤ 2 | `1.0` |",
+        "| `num_gpus` | number ≥ 0 |  |",
+        "| `model_id` | text | *required* |",
+        "| `prompt_format` | section or text |",
+    ],
+)
+def test_a_row_shows_names_type_bounds_and_default(row: str) -> None:
+    assert row in module.tables()
+
+
+def test_no_table_comes_twice() -> None:
+    titles = re.findall(r"^### .*", module.tables(), re.MULTILINE)
+    assert len(titles) == len(set(titles))
+
+
+def test_the_json_schema_is_one_and_knows_sections_old_names_and_extends() -> None:
+    schema = module.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    whole, extending = schema["$defs"]["File"], schema["$defs"]["ExtendingFile"]
+    assert set(whole["properties"]) == {"enabled", "deployment_config", "model_config", "scaling_config"}
+    assert set(extending["properties"]) == {"extends", *whole["properties"]}
+    old = schema["$defs"]["AutoscalingConfig"]["properties"]["target_num_ongoing_requests_per_replica"]
+    assert old["deprecated"]
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in ZOO.glob("*.yaml")))
+def test_the_json_schema_accepts_the_zoo(file: str) -> None:
+    jsonschema.validate(read_yaml(ZOO / file).data, module.json_schema())
+
+
+ECHO = "{model_id: a/b, initialization: {initializer: {type: Echo}}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        f"{{model_config: {ECHO}, oops: 1}}",
+        f"{{model_config: {ECHO}, scaling_config: {{num_workers: 0}}}}",
+        "model_config: {model_id: a/b}",
+        "model_config: {model_id: a/b, initialization: {initializer: {type: Eco}}}",
+        "model_config: {model_id: -a, initialization: {initializer: {type: Echo}}}",
+        "{extends: a.yaml, model_config: {}}",
+        "{extends: 1, model_config: {model_id: a/b}}",
+        "{extends: a.yaml, model_config: {model_id: a/b, oops: 1}}",
+    ],
+)
+def test_the_json_schema_refuses_what_the_loader_refuses(text: str) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(parse_yaml(text).data, module.json_schema())
+
+
+def test_the_readmes_examples_load_under_the_names_they_give(tmp_path: Any) -> None:
+    examples = re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", readme(), re.DOTALL)
+    assert len(examples) == 2
+    for name, text in examples:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        try:
+            entry = load_entry(tmp_path / name)
+        except RegistryError as error:
+            pytest.fail(f"the README's example {name}: {error}")
+        assert entry.model_id == load_entry(ZOO / name).model_id
