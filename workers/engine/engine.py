@@ -1,0 +1,229 @@
+"""The engine: requests in, outputs out, one step at a time, many sequences together.
+
+`step` is the whole request loop: schedule → run → sample → emit. Synchronous and single-threaded: `EngineLoop` calls
+it. Knows no library and no hardware: the model behind it is a `ModelRunner`, a `Sampler` and a `Tokenizer`. A request's
+fault stays its own: a step that fails is run again sequence by sequence, and only the one that fails alone ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from model_registry.contract import (
+    Fault,
+    FaultKind,
+    FinishReason,
+    GenerationRequest,
+    RequestFaultError,
+    SamplingParams,
+    SequenceOutput,
+    WorkerStatus,
+)
+from workers.engine.kv_cache import KVCache
+from workers.engine.runner import ModelRunner, StepPlan
+from workers.engine.sampler import Sampler
+from workers.engine.scheduler import Scheduled, Scheduler
+from workers.engine.sequence import Sequence
+from workers.engine.text_stream import TextStream
+from workers.engine.tokenizer import Tokenizer
+from workers.errors import DeviceLostError
+
+logger = logging.getLogger(__name__)
+
+NO_FAULT_DETAILS = "the model failed on this request"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Sizes an engine is built with."""
+
+    max_model_len: int
+    """Prompt and generated tokens of one sequence at most."""
+    max_batch_size: int
+    max_batch_tokens: int
+    num_kv_blocks: int
+    kv_block_size: int
+
+    def __post_init__(self) -> None:
+        if self.max_model_len > self.num_kv_blocks * self.kv_block_size:
+            raise ValueError(
+                f"max_model_len {self.max_model_len} exceeds the KV cache of "
+                f"{self.num_kv_blocks * self.kv_block_size} tokens"
+            )
+
+
+class Engine:
+    """Continuous batching over one model."""
+
+    def __init__(self, runner: ModelRunner, sampler: Sampler, tokenizer: Tokenizer, *, limits: EngineLimits) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._scheduler = Scheduler(
+            KVCache(limits.num_kv_blocks, limits.kv_block_size),
+            max_batch_size=limits.max_batch_size,
+            max_batch_tokens=limits.max_batch_tokens,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._num_steps = 0
+        self._step_batch_size = 0
+        self._prompt_tokens_total = 0
+        self._cached_tokens_total = 0
+        self._generated_tokens_total = 0
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._limits
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def prepare(self, request: GenerationRequest) -> Sequence:
+        """Tokenize and check a request. Safe on any thread: touches no engine state. Raises `RequestFaultError`."""
+        prompt_token_ids = self._tokenizer.encode_prompt(request.prompt)
+        if not prompt_token_ids:
+            raise RequestFaultError(FaultKind.INVALID_REQUEST, "The prompt has no tokens.", "prompt")
+        self._check_token_ids(request.sampling)
+        return Sequence(
+            request=request,
+            token_ids=prompt_token_ids,
+            num_prompt_tokens=len(prompt_token_ids),
+            max_tokens=self._max_tokens(request.sampling, len(prompt_token_ids)),
+            end_token_ids=frozenset() if request.sampling.ignore_eos else self._tokenizer.eos_token_ids,
+            text_stream=TextStream(self._tokenizer.decode, prompt_token_ids, request.sampling),
+        )
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a prepared sequence. Raises `RequestFaultError` when its id is in use."""
+        if sequence.request_id in self._sequences:
+            raise RequestFaultError(FaultKind.INVALID_REQUEST, "A request with this id is already running.")
+        self._sequences[sequence.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence; unknown ids are fine. Nothing more is emitted for it."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+
+    def step(self) -> list[SequenceOutput]:
+        """Run every scheduled sequence once; returns what each of them gained."""
+        scheduled = self._scheduler.schedule()
+        if not scheduled:
+            return []
+        tokens = self._run(scheduled)
+        self._num_steps += 1
+        self._step_batch_size = len(scheduled)
+        outputs = [self._emit(part, token) for part, token in zip(scheduled, tokens, strict=True)]
+        return [output for output in outputs if output is not None]
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_steps=self._num_steps,
+            step_batch_size=self._step_batch_size,
+            kv_cache_usage=self._scheduler.kv_cache_usage,
+            num_preemptions=self._scheduler.num_preemptions,
+            prompt_tokens_total=self._prompt_tokens_total,
+            cached_tokens_total=self._cached_tokens_total,
+            generated_tokens_total=self._generated_tokens_total,
+        )
+
+    def _run(self, scheduled: list[Scheduled]) -> list[int | Exception | None]:
+        """One token per part that completes, None for the others, an exception for a part that failed by itself.
+
+        Raises `DeviceLostError`, which ends the engine: nothing on a lost device can be blamed on one request.
+        """
+        try:
+            rows = self._runner.run(StepPlan([part.chunk() for part in scheduled]))
+            completed = [part.sequence for part in scheduled if part.completes]
+            sampled = iter(self._sampler.sample(rows, completed) if completed else [])
+            return [next(sampled) if part.completes else None for part in scheduled]
+        except DeviceLostError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a model raises must end one request at most
+            if len(scheduled) == 1:
+                return [error]
+            logger.warning("a step of %d sequences failed, running them one by one: %s", len(scheduled), error)
+            return [self._run([part])[0] for part in scheduled]
+
+    def _emit(self, scheduled: Scheduled, token: int | Exception | None) -> SequenceOutput | None:
+        """Note one part's result and turn it into output."""
+        sequence = scheduled.sequence
+        if isinstance(token, Exception):
+            return self._fail(sequence, token)
+        self._count_prefill(scheduled)
+        self._scheduler.commit(scheduled)
+        if token is None:
+            return None
+        sequence.append(token)
+        self._generated_tokens_total += 1
+        text, finish_reason = self._advance_text(sequence, token)
+        if finish_reason is None:
+            return SequenceOutput(request_id=sequence.request_id, text=text, token_ids=(token,))
+        self.abort(sequence.request_id)
+        return SequenceOutput(
+            request_id=sequence.request_id,
+            text=text,
+            token_ids=(token,),
+            finish_reason=finish_reason,
+            usage=sequence.usage(),
+            timing=sequence.timing(),
+        )
+
+    def _advance_text(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
+        """The text that a new token makes certain, and whether it ends the sequence."""
+        stream = sequence.text_stream
+        if token in sequence.end_token_ids:
+            text, _ = stream.flush()
+            return text, FinishReason.STOP
+        text, stopped = stream.feed(token)
+        if stopped:
+            return text, FinishReason.STOP
+        if sequence.num_generated_tokens < sequence.max_tokens:
+            return text, None
+        rest, stopped = stream.flush()
+        return text + rest, FinishReason.STOP if stopped else FinishReason.LENGTH
+
+    def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
+        logger.error("request %s failed in the model", sequence.request_id, exc_info=error)
+        self.abort(sequence.request_id)
+        fault = Fault(kind=FaultKind.ENGINE_FAULT, message=NO_FAULT_DETAILS)
+        return SequenceOutput(request_id=sequence.request_id, fault=fault, usage=sequence.usage())
+
+    def _count_prefill(self, scheduled: Scheduled) -> None:
+        """Prompt tokens count once: computed or from the cache, not again after a preemption."""
+        sequence = scheduled.sequence
+        if scheduled.completes and sequence.first_token_at is None:
+            self._prompt_tokens_total += sequence.num_prompt_tokens
+            self._cached_tokens_total += sequence.num_cached_tokens
+
+    def _max_tokens(self, sampling: SamplingParams, num_prompt_tokens: int) -> int:
+        """What a client asked for must fit; a default only fills the room there is."""
+        room = self._limits.max_model_len - num_prompt_tokens
+        wished = room if sampling.max_tokens is None else sampling.max_tokens
+        asked = 1 if sampling.max_tokens is None or sampling.max_tokens_is_default else wished
+        needed = max(asked, sampling.min_tokens, 1)
+        if needed > room:
+            raise RequestFaultError(
+                FaultKind.CONTEXT_LENGTH_EXCEEDED,
+                f"This model's maximum context length is {self._limits.max_model_len} tokens. However, you requested "
+                f"{num_prompt_tokens + needed} tokens ({num_prompt_tokens} in the prompt, {needed} for the "
+                "completion). Please reduce the length of the prompt or of the completion.",
+                "prompt",
+            )
+        return min(wished, room)
+
+    def _check_token_ids(self, sampling: SamplingParams) -> None:
+        sequences = sampling.stop_token_sequences
+        for token_id in (*sampling.stop_token_ids, *(token_id for ids in sequences for token_id in ids)):
+            if not 0 <= token_id < self._tokenizer.vocab_size:
+                raise RequestFaultError(
+                    FaultKind.INVALID_REQUEST,
+                    f"Stop token {token_id} is outside the model's vocabulary of {self._tokenizer.vocab_size} tokens.",
+                    "stop_token_ids",
+                )

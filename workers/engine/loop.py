@@ -1,0 +1,149 @@
+"""The thread that drives an engine, and the way in and out of it for everybody else.
+
+Requests are tokenized in a small pool of their own, so neither the event loop nor a running step waits for a long
+prompt. The engine thread sleeps until there is work, applies what arrived, steps, and hands over one frame per step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from model_registry.contract import (
+    Fault,
+    FaultKind,
+    Frame,
+    GenerationRequest,
+    RequestFaultError,
+    SequenceOutput,
+    WorkerStatus,
+)
+from workers.engine.engine import NO_FAULT_DETAILS, Engine
+from workers.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+NUM_TOKENIZER_THREADS = 2
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What arrived since the engine thread last looked, in order of arrival."""
+
+    sequences: list[Sequence] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    outputs: list[SequenceOutput] = field(default_factory=list)
+    """Faults of requests that never became sequences."""
+
+    def __bool__(self) -> bool:
+        return bool(self.sequences or self.aborted or self.outputs)
+
+
+class EngineLoop:
+    """Runs an engine on its own thread. `submit`, `abort` and `status` may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_frame: Callable[[Frame], None],
+        on_crash: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """`on_frame` is called on the engine thread; `on_crash` once, there, if the engine itself fails."""
+        self._engine = engine
+        self._on_frame = on_frame
+        self._on_crash = on_crash
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._changed = threading.Condition()
+        self._inbox = _Inbox()
+        self._preparing: set[str] = set()
+        self._stopping = False
+        self._status = engine.status()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread after its current step; unfinished sequences are dropped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._thread.join(timeout_s)
+
+    def submit(self, requests: Iterable[GenerationRequest]) -> None:
+        """Queue requests; every outcome, also a fault, arrives in a frame."""
+        for request in requests:
+            with self._changed:
+                self._preparing.add(request.request_id)
+            self._tokenizers.submit(self._prepare, request)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget requests, whatever they are doing; nothing more is emitted for them after the current step."""
+        aborted = tuple(request_ids)
+        with self._changed:
+            self._preparing.difference_update(aborted)
+            self._inbox.aborted.extend(aborted)
+            self._changed.notify()
+
+    def status(self) -> WorkerStatus:
+        """The load as of the last step."""
+        return self._status
+
+    def _prepare(self, request: GenerationRequest) -> None:
+        """On a tokenizer thread: a request becomes a sequence or a fault."""
+        try:
+            prepared: Sequence | SequenceOutput = self._engine.prepare(request)
+        except RequestFaultError as error:
+            prepared = SequenceOutput(request_id=request.request_id, fault=error.fault)
+        except Exception:
+            logger.exception("request %s could not be prepared", request.request_id)
+            fault = Fault(kind=FaultKind.ENGINE_FAULT, message=NO_FAULT_DETAILS)
+            prepared = SequenceOutput(request_id=request.request_id, fault=fault)
+        with self._changed:
+            if request.request_id not in self._preparing:
+                return  # aborted meanwhile
+            self._preparing.remove(request.request_id)
+            if isinstance(prepared, Sequence):
+                self._inbox.sequences.append(prepared)
+            else:
+                self._inbox.outputs.append(prepared)
+            self._changed.notify()
+
+    def _main(self) -> None:
+        try:
+            while (inbox := self._wait_for_work()) is not None:
+                outputs = self._apply(inbox)
+                # Published before the step too: whoever judges health by progress must see work that never steps.
+                self._status = self._engine.status()
+                outputs += self._engine.step()
+                self._status = self._engine.status()
+                self._on_frame(Frame(outputs=tuple(outputs), status=self._status))
+        except BaseException as error:
+            logger.exception("the engine failed")
+            if self._on_crash is None:
+                raise
+            self._on_crash(error)
+
+    def _wait_for_work(self) -> _Inbox | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._inbox or self._engine.has_work)
+            if self._stopping:
+                return None
+            inbox, self._inbox = self._inbox, _Inbox()
+            return inbox
+
+    def _apply(self, inbox: _Inbox) -> list[SequenceOutput]:
+        """Bring arrivals into the engine; returns the outputs of requests that failed on the way."""
+        outputs = inbox.outputs
+        for sequence in inbox.sequences:
+            try:
+                self._engine.submit(sequence)
+            except RequestFaultError as error:
+                outputs.append(SequenceOutput(request_id=sequence.request_id, fault=error.fault))
+        for request_id in inbox.aborted:
+            self._engine.abort(request_id)
+        return outputs

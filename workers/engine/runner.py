@@ -1,0 +1,44 @@
+"""The seam between the scheduler and the hardware: a step plan goes in, logits rows come out.
+
+The plan is plain integers, so schedulers and runners can be tested apart, and a tensor-parallel group can send the
+same plan to all its ranks. Knows neither torch nor any library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+LogitsRows = Any
+"""One row per plan chunk with `wants_logits`, in plan order; only the runner's own sampler looks inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence to run in this step: one for decode, many for prefill."""
+
+    token_ids: Sequence[int]
+    start: int
+    """Position of the first of them in the sequence; everything before it is in the KV cache."""
+    block_ids: Sequence[int]
+    """KV blocks of the sequence in order, enough to hold all tokens up to the end of this chunk."""
+    wants_logits: bool
+    """False for a prefill chunk that is not the prompt's last."""
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """All chunks of one engine step."""
+
+    chunks: Sequence[Chunk]
+
+
+class ModelRunner(Protocol):
+    """Runs a model over its own KV cache. Running the same chunk again is harmless: it writes the same KV."""
+
+    def run(self, plan: StepPlan) -> LogitsRows: ...

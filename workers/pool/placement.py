@@ -1,0 +1,112 @@
+"""Where a replica may live: its bundles of resources, and in people's words why none of the nodes has room for them.
+
+Pure functions of a registry entry and of the nodes' resources; `ray_host` reserves what they say. Resources are named
+as Ray does: `CPU`, `GPU`, `memory` (bytes), and custom ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from model_registry.schema import PlacementStrategy, RegistryEntry
+
+Resources = Mapping[str, float]
+
+SMALLEST_RESERVATION: Resources = {"CPU": 0.001}
+"""What a replica that asks for nothing reserves: Ray places nothing that is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a replica reserves, all of it or nothing."""
+
+    bundles: tuple[Resources, ...]
+    """One per worker; a worker fits on one node."""
+    strategy: PlacementStrategy
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living node and everything it has, used or not."""
+
+    name: str
+    resources: Resources
+
+
+def placement_for(entry: RegistryEntry) -> Placement:
+    """One bundle per worker. The front actor's resources join the first: the front actor *is* worker 0."""
+    scaling = entry.scaling
+    worker = {"CPU": scaling.num_cpus_per_worker, "GPU": scaling.num_gpus_per_worker, **scaling.resources_per_worker}
+    options = entry.deployment.ray_actor_options
+    front = {
+        "CPU": options.num_cpus or 0,
+        "GPU": options.num_gpus or 0,
+        "memory": options.memory or 0,
+        **options.resources,
+    }
+    bundles = [_sum(worker, front), *(_sum(worker) for _ in range(scaling.num_workers - 1))]
+    return Placement(tuple(bundle or SMALLEST_RESERVATION for bundle in bundles), scaling.placement_strategy)
+
+
+def explain_pending(placement: Placement, nodes: Sequence[Node]) -> str:
+    """Why the placement is not reserved yet, such as `pending: needs {CPU: 1}; no node offers CPU`."""
+    return f"pending: needs {_needs(placement)}; {_obstacle(placement, nodes)}"
+
+
+def _obstacle(placement: Placement, nodes: Sequence[Node]) -> str:
+    if not nodes:
+        return "no node is alive"
+    if placement.strategy == "STRICT_PACK" and len(placement.bundles) > 1:
+        return _obstacle_of_bundle(_sum(*placement.bundles), nodes)
+    for bundle in placement.bundles:
+        if not _nodes_that_fit(bundle, nodes):
+            return _obstacle_of_bundle(bundle, nodes)
+    num_nodes = len({node.name for bundle in placement.bundles for node in _nodes_that_fit(bundle, nodes)})
+    if placement.strategy == "STRICT_SPREAD" and num_nodes < len(placement.bundles):
+        return f"only {num_nodes} of the {len(placement.bundles)} nodes it must spread over fit"
+    return _obstacle_of_bundle(placement.bundles[0], nodes)
+
+
+def _obstacle_of_bundle(bundle: Resources, nodes: Sequence[Node]) -> str:
+    most = {name: max(node.resources.get(name, 0) for node in nodes) for name in bundle}
+    absent = [name for name in bundle if most[name] == 0]
+    if absent:
+        return f"no node offers {' or '.join(absent)}"
+    short = {name: most[name] for name in bundle if most[name] < bundle[name]}
+    if short:
+        return f"largest node offers {_listed(short)}"
+    fitting = _nodes_that_fit(bundle, nodes)
+    if not fitting:
+        return "no single node offers all of it"
+    others = f" or {len(fitting) - 1} other{'s' if len(fitting) > 2 else ''}" if len(fitting) > 1 else ""
+    return f"fits node {fitting[0].name}{others}, busy now"
+
+
+def _nodes_that_fit(bundle: Resources, nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if all(node.resources.get(name, 0) >= amount for name, amount in bundle.items())]
+
+
+def _sum(*parts: Resources) -> dict[str, float]:
+    """All parts together, without what is zero."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0) + amount
+    return {name: amount for name, amount in total.items() if amount}
+
+
+def _needs(placement: Placement) -> str:
+    counts: dict[str, int] = {}
+    for bundle in placement.bundles:
+        text = f"{{{_listed(bundle)}}}"
+        counts[text] = counts.get(text, 0) + 1
+    return " and ".join(text if count == 1 else f"{count} of {text}" for text, count in counts.items())
+
+
+def _listed(resources: Resources) -> str:
+    return ", ".join(f"{name}: {_amount(name, amount)}" for name, amount in resources.items())
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 2**30:.3g} GiB" if name == "memory" else f"{amount:g}"

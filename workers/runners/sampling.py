@@ -1,0 +1,90 @@
+"""Chooses tokens from logits with torch, each row by its own sequence's parameters.
+
+Order as in vLLM: bans, penalties, temperature, top-k, top-p, draw. A row's result depends on that row and its sequence
+alone, never on its neighbours. Random numbers come from the sequence, so they are the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import torch
+
+from model_registry.contract import SamplingParams
+from workers.engine.sequence import Sequence
+
+MIN_TEMPERATURE = 1e-5
+"""Below this, sampling is greedy: nothing else has any probability left in float32."""
+NUM_CANDIDATES = 1024
+"""Likeliest tokens looked at first for top-k and top-p; only a row that needs more is sorted whole."""
+
+
+class TorchSampler:
+    """`Sampler` for logits `[num_rows, vocab_size]` in float32, which it changes in place."""
+
+    @torch.inference_mode()
+    def sample(self, rows: torch.Tensor, sequences: Rows[Sequence]) -> list[int | Exception]:
+        for row, sequence in zip(rows, sequences, strict=True):
+            _ban_end(row, sequence)
+            _penalize(row, sequence)
+        highest, likeliest = rows.max(dim=-1)
+        tokens: list[int | Exception] = likeliest.tolist()
+        finite = torch.isfinite(highest).tolist()
+        for index, sequence in enumerate(sequences):
+            if not finite[index]:
+                tokens[index] = ArithmeticError("the model computed logits that are not finite")
+            elif sequence.request.sampling.temperature >= MIN_TEMPERATURE:
+                tokens[index] = _draw(rows[index], sequence)
+        return tokens
+
+
+def _ban_end(row: torch.Tensor, sequence: Sequence) -> None:
+    if not sequence.may_end:
+        row[[*sequence.end_token_ids, *sequence.request.sampling.stop_token_ids]] = -torch.inf
+
+
+def _penalize(row: torch.Tensor, sequence: Sequence) -> None:
+    """Repetition penalty over prompt and answer (CTRL, Keskar et al. 2019); OpenAI's two over the answer."""
+    sampling = sequence.request.sampling
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sequence.token_ids, device=row.device).unique()
+        logits = row[seen]
+        row[seen] = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+    if (sampling.frequency_penalty or sampling.presence_penalty) and sequence.generated_counts:
+        generated = torch.tensor(list(sequence.generated_counts), device=row.device)
+        counts = torch.tensor(list(sequence.generated_counts.values()), device=row.device, dtype=row.dtype)
+        row[generated] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+
+
+def _draw(row: torch.Tensor, sequence: Sequence) -> int:
+    sampling = sequence.request.sampling
+    logits = (row - row.max()) / sampling.temperature
+    if sampling.top_k is None and sampling.top_p == 1:
+        return _pick(torch.softmax(logits, dim=-1), sequence.draw())
+    likeliest, kept = _likeliest(logits, sampling)
+    return int(likeliest[_pick(kept, sequence.draw())])
+
+
+def _likeliest(logits: torch.Tensor, sampling: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and probabilities that top-k and top-p leave, likeliest first."""
+    vocab_size = len(logits)
+    top_k = min(sampling.top_k or vocab_size, vocab_size)
+    total = torch.logsumexp(logits, dim=-1)
+    for num_candidates in (min(NUM_CANDIDATES, vocab_size), vocab_size):
+        top, ids = logits.topk(min(num_candidates, top_k))
+        probabilities = torch.exp(top - total).double()
+        mass = probabilities.cumsum(dim=-1)
+        # Top-p is a share of what top-k left.
+        limit = sampling.top_p * (float(mass[-1]) if len(ids) == top_k else 1.0)
+        if len(ids) == top_k or float(mass[-1]) >= limit:
+            break
+    # A token stays while those before it have not reached the limit, so the likeliest always does.
+    num_kept = max(1, int((mass - probabilities < limit).sum()))
+    return ids[:num_kept], probabilities[:num_kept]
+
+
+def _pick(probabilities: torch.Tensor, draw: float) -> int:
+    """Index chosen by a number in [0, 1) through the inverse of the cumulative distribution."""
+    cumulative = probabilities.double().cumsum(dim=-1)
+    index = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
+    return min(index, len(cumulative) - 1)

@@ -1,0 +1,159 @@
+"""Runs a Transformers causal language model over a paged KV cache.
+
+Any model whose attention goes through Transformers' `AttentionInterface` works unchanged; `check_against_own_attention`
+proves it for the loaded one before it serves. Knows chunks and tensors; no requests, no text, no sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from workers.engine.runner import Chunk, StepPlan
+from workers.errors import DeviceLostError, UnsupportedModelError
+from workers.runners import attention
+
+BLOCK_SIZE = 16
+NUM_CHECKED_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVShape:
+    """What one token takes in the KV cache."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        itemsize: int = self.dtype.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype) -> KVShape:
+        """Of a Transformers text config."""
+        num_heads = config.num_attention_heads
+        return cls(
+            num_layers=config.num_hidden_layers,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+            dtype=dtype,
+        )
+
+
+class TransformersRunner:
+    """A model on one device together with its KV cache."""
+
+    def __init__(self, model: Any, *, num_kv_blocks: int, max_model_len: int) -> None:
+        self._model = model
+        self._device: torch.device = model.device
+        self._max_model_len = max_model_len
+        shape = KVShape.of(model.config.get_text_config(), model.dtype)
+        self._layout = attention.CacheLayout(shape.num_kv_heads, BLOCK_SIZE, shape.dtype, self._device)
+        self._layers = [_layer_cache(shape, num_kv_blocks, self._device) for _ in range(shape.num_layers)]
+        model.set_attn_implementation(attention.NAME)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> torch.Tensor:
+        """Logits `[num_rows, vocab_size]` in float32, a row per chunk that wants them, in plan order."""
+        order, groups = attention.pack(plan.chunks)
+        packed = [plan.chunks[index] for index in order]
+        rows = attention.row_slices(packed)
+        logits = self._forward(
+            packed, self._step(packed, rows, [len(group) for group in groups]), _last_rows(packed, rows)
+        )
+        place = {index: place for place, index in enumerate(i for i in order if plan.chunks[i].wants_logits)}
+        wanted = [place[index] for index, chunk in enumerate(plan.chunks) if chunk.wants_logits]
+        return logits[wanted].float()
+
+    def _forward(self, packed: Sequence[Chunk], step: attention.PagedStep, last_rows: list[int]) -> torch.Tensor:
+        token_ids = [token_id for chunk in packed for token_id in chunk.token_ids]
+        positions = [position for chunk in packed for position in range(chunk.start, chunk.end)]
+        try:
+            output = self._model(
+                input_ids=torch.tensor([token_ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(last_rows, device=self._device, dtype=torch.long),
+                step=step,
+            )
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(str(error).partition("\n")[0]) from error
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _step(self, packed: Sequence[Chunk], rows: Sequence[slice], group_sizes: Sequence[int]) -> attention.PagedStep:
+        decodes, first = [], 0
+        for size in group_sizes:
+            decodes.append(self._layout.decode_group(packed[first : first + size], first))
+            first += size
+        return attention.PagedStep(
+            layers=self._layers,
+            slots=self._layout.slots(packed),
+            fresh_blocks=self._layout.fresh_blocks(packed),
+            decodes=decodes,
+            prefills=[
+                self._layout.prefill_span(chunk, chunk_rows)
+                for chunk, chunk_rows in zip(packed[first:], rows[first:], strict=True)
+            ],
+            max_model_len=self._max_model_len,
+        )
+
+
+def check_against_own_attention(model: Any, runner: TransformersRunner, expected: torch.Tensor) -> None:
+    """Compare the paged runner with the model's own attention, `expected` being `reference_logits(model)`.
+
+    Prefills in two chunks and decodes one token, so every path of the attention is taken. Raises
+    `UnsupportedModelError` when the logits differ by more than rounding.
+    """
+    token_ids = _checked_token_ids(model.config)
+    block_ids = range(-(-NUM_CHECKED_TOKENS // BLOCK_SIZE))
+    borders = (0, NUM_CHECKED_TOKENS // 3, NUM_CHECKED_TOKENS - 1, NUM_CHECKED_TOKENS)
+    for start, end in pairwise(borders):
+        logits = runner.run(StepPlan([Chunk(token_ids[start:end], start, block_ids, wants_logits=True)]))[0]
+    tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(expected.abs().max())
+    difference = float((logits - expected).abs().max())
+    if not difference <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run on paged attention: its logits are off by {difference:.3g} "
+            f"where rounding explains {tolerance:.3g}"
+        )
+
+
+@torch.inference_mode()
+def reference_logits(model: Any) -> torch.Tensor:
+    """Logits `[vocab_size]` after a fixed prompt, by the attention the model came with."""
+    token_ids = torch.tensor([_checked_token_ids(model.config)], device=model.device)
+    logits: torch.Tensor = model(input_ids=token_ids, use_cache=False).logits[0, -1].float()
+    return logits
+
+
+def _checked_token_ids(config: Any) -> list[int]:
+    vocab_size = config.get_text_config().vocab_size
+    return [(17 + 7919 * position) % vocab_size for position in range(NUM_CHECKED_TOKENS)]
+
+
+def _last_rows(packed: Sequence[Chunk], rows: Sequence[slice]) -> list[int]:
+    """The packed row of each wanted logits row; when none is wanted, any one, since models compute at least one."""
+    return [chunk_rows.stop - 1 for chunk, chunk_rows in zip(packed, rows, strict=True) if chunk.wants_logits] or [0]
+
+
+def _layer_cache(shape: KVShape, num_blocks: int, device: torch.device) -> attention.LayerCache:
+    size = (num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
+    return attention.LayerCache(_zeros(size, shape.dtype, device), _zeros(size, shape.dtype, device))
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that take memory only when written, where the host allows it: a KV cache is mostly empty."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    untouched = torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8))
+    return untouched.view(dtype).view(size)

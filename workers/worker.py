@@ -1,0 +1,165 @@
+"""The Ray actor that serves one model: a thin shell that loads it, runs its engine and opens its channel.
+
+The pool's replica calls it through Ray; gateways talk to its channel directly. The constructor only stores; `start`
+does the work, once. An engine that fails takes the process along, so that the manager replaces it: nothing that might
+be half alive goes on answering. Importing this module imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Final
+
+from msgspec.structs import replace
+
+from model_registry.contract import Frame
+from model_registry.schema import RegistryEntry
+from workers.channel import ChannelServer
+from workers.engine.engine import Engine
+from workers.engine.loop import EngineLoop
+from workers.errors import LoadError
+from workers.exchange import Exchange
+from workers.initializers import build_engine, initializer_for
+from workers.report import WorkerPhase, WorkerReport
+
+logger = logging.getLogger(__name__)
+
+SPARE_REQUESTS: Final = 16
+"""Requests a worker admits beyond twice its `max_ongoing_requests`: several gateways may send at the same time."""
+STOP_ENGINE_TIMEOUT_S: Final = 5.0
+ENGINE_FAILED_EXIT_CODE: Final = 70
+
+
+class Worker:
+    """One replica's process. Every method is called through Ray, on the actor's event loop."""
+
+    def __init__(self, entry: RegistryEntry, replica_id: str, secret: str, host: str) -> None:
+        """`host` is the address of this node, on which the channel listens."""
+        self._entry = entry
+        self._replica_id = replica_id
+        self._secret = secret
+        self._host = host
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[str] | None = None
+        self._engine_loop: EngineLoop | None = None
+        self._exchange: Exchange | None = None
+        self._channel: ChannelServer | None = None
+        self._report = WorkerReport(version=0, phase=WorkerPhase.IDLE, pid=os.getpid())
+        self._changed = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    async def start(self) -> str:
+        """Load the model and serve it; returns the channel's `host:port`. Called again, it joins the first call."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name="worker-start")
+        return await asyncio.shield(self._starting)
+
+    async def report(self, seen: int | None = None, timeout_s: float = 0.0) -> WorkerReport:
+        """The present report; when the caller has `seen` that version, waits up to `timeout_s` for a newer one."""
+        if seen == self._report.version:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+        if self._engine_loop is None:
+            return self._report
+        return replace(self._report, status=self._engine_loop.status())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""
+        if self._exchange is None:
+            return True
+        self._exchange.refuse_new()
+        self._tell(phase=WorkerPhase.DRAINING, detail="finishing its requests")
+        return await self._exchange.wait_until_idle(timeout_s)
+
+    async def stop(self) -> None:
+        """Close the channel and end the engine; the process is the pool's to end."""
+        if self._channel is not None:
+            await self._channel.stop()
+        if self._engine_loop is not None:
+            await asyncio.to_thread(self._engine_loop.stop, STOP_ENGINE_TIMEOUT_S)
+        self._stopped.set()
+
+    async def wait_until_stopped(self, timeout_s: float) -> bool:
+        """Whether `stop` was called within `timeout_s`; a caller that waits here sees the process die at once."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._stopped.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _start(self) -> str:
+        self._loop = asyncio.get_running_loop()
+        self._tell(phase=WorkerPhase.LOADING, detail="loading")
+        try:
+            engine = await asyncio.to_thread(self._load)
+            address = await self._serve(engine)
+        except LoadError as error:
+            self._tell(phase=WorkerPhase.FAILED, detail=str(error))
+            raise
+        except Exception as error:
+            # Whatever a model's library raises reaches the operator as one line; the traceback stays in the log.
+            logger.exception("replica %s cannot load %s", self._replica_id, self._entry.model_id)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            self._tell(phase=WorkerPhase.FAILED, detail=reason)
+            raise LoadError(reason) from None
+        self._tell(
+            phase=WorkerPhase.SERVING, detail="serving", address=address, max_model_len=engine.limits.max_model_len
+        )
+        logger.info("replica %s serves %s at %s", self._replica_id, self._entry.model_id, address)
+        return address
+
+    def _load(self) -> Engine:
+        """On a thread: the slow part of starting."""
+        loaded = initializer_for(self._entry).load(self._entry, self._progress)
+        return build_engine(self._entry, loaded)
+
+    async def _serve(self, engine: Engine) -> str:
+        """Run the engine and open its channel; returns the address."""
+        self._engine_loop = EngineLoop(engine, self._on_frame, self._on_crash)
+        max_requests = 2 * self._entry.max_ongoing_requests + SPARE_REQUESTS
+        self._exchange = Exchange(self._engine_loop, max_requests=max_requests)
+        self._channel = ChannelServer(self._exchange, self._secret)
+        self._engine_loop.start()
+        return await self._channel.start(self._host)
+
+    def _progress(self, line: str) -> None:
+        """On the loading thread: one line for people."""
+        self._on_event_loop(lambda: self._tell(detail=line))
+
+    def _on_frame(self, frame: Frame) -> None:
+        """On the engine thread: one step's outputs."""
+        if self._exchange is not None:
+            self._on_event_loop(lambda: self._route(frame))
+
+    def _route(self, frame: Frame) -> None:
+        if self._exchange is not None:
+            self._exchange.route(frame)
+
+    def _on_crash(self, error: BaseException) -> None:
+        """On the engine thread, after the engine failed as a whole: end the process at once, so it is replaced."""
+        logger.critical("replica %s ends because its engine failed", self._replica_id, exc_info=error)
+        logging.shutdown()
+        os._exit(ENGINE_FAILED_EXIT_CODE)
+
+    def _on_event_loop(self, call: Callable[[], None]) -> None:
+        # The loop is closed only while the process ends; what then comes from a thread is of no use to anybody.
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
+
+    def _tell(self, **changes: object) -> None:
+        """Change the report and wake whoever waits for a change."""
+        self._report = replace(self._report, version=self._report.version + 1, **changes)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's message cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
