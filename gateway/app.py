@@ -1,0 +1,84 @@
+"""The application: every part of the gateway, wired together in one visible place.
+
+Knows no Ray: the pool and the way to connect to a worker are handed in. Called by the command line and by tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from gateway.channel import Connect
+from gateway.dispatch import Dispatcher
+from gateway.metrics import Metrics
+from gateway.middleware.body_limit import BodyLimitMiddleware
+from gateway.middleware.error_edge import ErrorMiddleware, framework_error
+from gateway.middleware.request_id import RequestIdMiddleware
+from gateway.pool import PoolSource
+from gateway.routes import chat, completions, health, metrics, models
+from gateway.settings import GatewaySettings
+from gateway.sse import configure_library
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACK_OFF_S: Final = 1.0
+MAX_BACK_OFF_S: Final = 30.0
+
+
+def create_app(settings: GatewaySettings, pool: PoolSource, connect: Connect) -> FastAPI:
+    """The gateway as an ASGI application. It follows `pool` and serves as long as its lifespan."""
+    configure_library()
+    app = FastAPI(
+        title="Aviary",
+        summary="OpenAI-compatible access to a pool of language models",
+        lifespan=_lifespan,
+        middleware=[
+            Middleware(RequestIdMiddleware),
+            Middleware(ErrorMiddleware),
+            Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.body_timeout_s),
+        ],
+        exception_handlers={HTTPException: framework_error},
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.metrics = Metrics(CollectorRegistry())
+    app.state.dispatcher = Dispatcher(connect, app.state.metrics, request_timeout_s=settings.request_timeout_s)
+    app.state.pool = pool
+    for part in (completions, chat, models, health, metrics):
+        app.include_router(part.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    follower = asyncio.create_task(_follow(app.state.pool, app.state.dispatcher), name="follow-pool")
+    try:
+        yield
+    finally:
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+        await app.state.dispatcher.close()
+        await app.state.pool.close()
+
+
+async def _follow(pool: PoolSource, dispatcher: Dispatcher) -> None:
+    back_off_s = FIRST_BACK_OFF_S
+    while True:
+        try:
+            async for view in pool.views():
+                dispatcher.update(view)
+                back_off_s = FIRST_BACK_OFF_S
+        except Exception:  # the edge of a task nobody awaits: without it the gateway would go blind in silence
+            logger.exception("the pool cannot be seen; the gateway serves what it knows, and looks again")
+        await asyncio.sleep(back_off_s)
+        back_off_s = min(2 * back_off_s, MAX_BACK_OFF_S)

@@ -1,0 +1,183 @@
+"""From the outputs of sequences to OpenAI's objects: whole replies, or chunks.
+
+Both are built from the same output stream, so a streamed answer says what the unstreamed one says. Knows neither HTTP
+nor workers. A `ReplyShape` is what completions and chat completions differ in.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from msgspec import UNSET
+
+from gateway.output_stream import OutputStream
+from gateway.protocol.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Chunk,
+    ChunkChoice,
+    Delta,
+    FinishReasonName,
+    MaybeUsage,
+    PromptTokensDetails,
+    Reply,
+    TextChoice,
+    TextCompletion,
+    Usage,
+)
+from model_registry import contract
+from model_registry.contract import FinishReason, SequenceOutput
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedChoice:
+    index: int
+    text: str
+    finish_reason: FinishReasonName
+
+
+class ReplyShape(Protocol):
+    """How one endpoint says things. One per request: it carries the reply's id and time."""
+
+    def opening(self, num_choices: int) -> Sequence[Chunk]:
+        """Sent before any text, so that clients see the choices in the order of their indexes."""
+
+    def text(self, index: int, text: str) -> Chunk: ...
+
+    def finish(self, index: int, reason: FinishReasonName) -> Chunk: ...
+
+    def usage(self, usage: Usage) -> Chunk: ...
+
+    def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply: ...
+
+
+class Completion:
+    """One reply being made from one output stream: read it either by `chunks` or by `whole`."""
+
+    def __init__(self, stream: OutputStream, shape: ReplyShape, num_choices: int, *, usage_chunk: bool) -> None:
+        self.stream = stream
+        self.finish_reason: FinishReason | None = None
+        """Of the first choice, once it ended."""
+        self._shape = shape
+        self._num_choices = num_choices
+        self._usage_chunk = usage_chunk
+        self._usages: dict[int, contract.Usage] = {}
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """OpenAI's chunks in order. Raises `ApiError` where the stream does."""
+        await self.stream.started()
+        for chunk in self._shape.opening(self._num_choices):
+            yield chunk
+        async for index, output in self.stream:
+            self._note(index, output)
+            if output.text:
+                yield self._shape.text(index, output.text)
+            if output.finish_reason is not None:
+                yield self._shape.finish(index, output.finish_reason.value)
+        if self._usage_chunk:
+            yield self._shape.usage(self._total_usage())
+
+    async def whole(self) -> Reply:
+        """The reply as one object. Raises `ApiError` where the stream does."""
+        outputs: dict[int, SequenceOutput] = {}
+        async for index, output in self.stream:
+            self._note(index, output)
+            earlier = outputs.get(index)
+            outputs[index] = output if earlier is None else earlier.followed_by(output)
+        choices = [
+            FinishedChoice(index, output.text, output.finish_reason.value)
+            for index, output in sorted(outputs.items())
+            if output.finish_reason is not None
+        ]
+        return self._shape.whole(choices, self._total_usage())
+
+    def _note(self, index: int, output: SequenceOutput) -> None:
+        if output.usage is not None:
+            self._usages[index] = output.usage
+        if index == 0 and output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+
+    def _total_usage(self) -> Usage:
+        """The prompt counts once, however many choices were made from it."""
+        first = self._usages[0]
+        generated = sum(usage.completion_tokens for usage in self._usages.values())
+        return Usage(
+            prompt_tokens=first.prompt_tokens,
+            completion_tokens=generated,
+            total_tokens=first.prompt_tokens + generated,
+            prompt_tokens_details=PromptTokensDetails(first.cached_tokens),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """/v1/completions."""
+
+    model: str
+    no_usage: MaybeUsage = UNSET
+    """What chunks before the usage say about it: null when it will come, else nothing."""
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self, num_choices: int) -> Sequence[Chunk]:
+        return [self.text(index, "") for index in range(num_choices)] if num_choices > 1 else []
+
+    def text(self, index: int, text: str) -> Chunk:
+        return self._chunk(TextChoice(index=index, text=text))
+
+    def finish(self, index: int, reason: FinishReasonName) -> Chunk:
+        return self._chunk(TextChoice(index=index, text="", finish_reason=reason))
+
+    def usage(self, usage: Usage) -> Chunk:
+        return TextCompletion(id=self.id, created=self.created, model=self.model, choices=(), usage=usage)
+
+    def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply:
+        made = tuple(TextChoice(index=one.index, text=one.text, finish_reason=one.finish_reason) for one in choices)
+        return TextCompletion(id=self.id, created=self.created, model=self.model, choices=made, usage=usage)
+
+    def _chunk(self, choice: TextChoice) -> TextCompletion:
+        return TextCompletion(
+            id=self.id, created=self.created, model=self.model, choices=(choice,), usage=self.no_usage
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChatShape:
+    """/v1/chat/completions."""
+
+    model: str
+    no_usage: MaybeUsage = UNSET
+    """What chunks before the usage say about it: null when it will come, else nothing."""
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self, num_choices: int) -> Sequence[Chunk]:
+        return [self._chunk(index, Delta(role="assistant", content="")) for index in range(num_choices)]
+
+    def text(self, index: int, text: str) -> Chunk:
+        return self._chunk(index, Delta(content=text))
+
+    def finish(self, index: int, reason: FinishReasonName) -> Chunk:
+        return self._chunk(index, Delta(), reason)
+
+    def usage(self, usage: Usage) -> Chunk:
+        return ChatCompletionChunk(id=self.id, created=self.created, model=self.model, choices=(), usage=usage)
+
+    def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply:
+        made = tuple(
+            ChatChoice(index=one.index, message=AssistantMessage(content=one.text), finish_reason=one.finish_reason)
+            for one in choices
+        )
+        return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=made, usage=usage)
+
+    def _chunk(self, index: int, delta: Delta, reason: FinishReasonName | None = None) -> Chunk:
+        choice = ChunkChoice(index=index, delta=delta, finish_reason=reason)
+        return ChatCompletionChunk(
+            id=self.id, created=self.created, model=self.model, choices=(choice,), usage=self.no_usage
+        )

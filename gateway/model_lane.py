@@ -1,0 +1,146 @@
+"""One deployed model inside the dispatcher: its links, the queue before them, and who goes where.
+
+Knows nothing of time, tasks or HTTP; the dispatcher, its only user, does what it says.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import Final
+
+from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
+from gateway.ticket import Ticket
+from gateway.worker_link import WorkerLink
+from model_registry.contract import ModelView, ReplicaState
+
+UNKNOWN_WAIT_S: Final = 5.0
+"""Told to clients when nothing has finished yet from which a wait could be computed."""
+STARTING_WAIT_S: Final = 10.0
+FAILED_WAIT_S: Final = 30.0
+RATE_WINDOW_S: Final = 30.0
+"""Older completions say nothing about how fast a queue moves now."""
+_NUM_REMEMBERED: Final = 64
+
+
+class ModelLane:
+    """Queue and links of one model."""
+
+    def __init__(self, view: ModelView) -> None:
+        self.view = view
+        self.links: dict[str, WorkerLink] = {}
+        """By replica id: the replicas that are wanted, connected or not."""
+        self.is_out = False
+        """No replica could be reached for so long that requests are refused."""
+        self._queue: OrderedDict[Ticket, None] = OrderedDict()
+        self._finished_at: deque[float] = deque(maxlen=_NUM_REMEMBERED)
+
+    @property
+    def model_id(self) -> str:
+        return self.view.model_id
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def is_reachable(self) -> bool:
+        return any(link.takes_work for link in self.links.values())
+
+    @property
+    def queued(self) -> tuple[Ticket, ...]:
+        return tuple(self._queue)
+
+    # Admission
+
+    def admit(self, num_tickets: int, now: float) -> None:
+        """All or none. Raises `InvalidRequestError`, `ModelUnavailableError` or `QueueFullError`."""
+        if num_tickets > self._most_ever:
+            raise InvalidRequestError(
+                f"Invalid 'n': integer above maximum value. Expected a value <= {self._most_ever}, which is what the "
+                f"model `{self.model_id}` can run and queue at once, but got {num_tickets} instead.",
+                param="n",
+                code="integer_above_max_value",
+            )
+        if self.is_out:
+            raise self.unavailable()
+        limit = self.view.entry.deployment.max_queued_requests
+        if self.num_queued + num_tickets > self._room + limit:
+            raise QueueFullError(
+                f"The model `{self.model_id}` is overloaded: all its replicas are busy and {self.num_queued} requests "
+                f"of at most {limit} are queued. Please retry your request later.",
+                retry_after_s=self._wait_s(now),
+            )
+
+    def unavailable(self) -> ModelUnavailableError:
+        """Why the model cannot serve, in the words of its replicas."""
+        states = {replica.state for replica in self.view.replicas}
+        wait_s = FAILED_WAIT_S if states <= {ReplicaState.FAILED} else STARTING_WAIT_S
+        return ModelUnavailableError(
+            f"The model `{self.model_id}` is not available now: {unavailable_reason(self.view)}. "
+            "Please retry your request later.",
+            retry_after_s=wait_s,
+        )
+
+    @property
+    def _room(self) -> int:
+        limit = self.view.entry.max_ongoing_requests
+        return sum(link.room(limit) for link in self.links.values())
+
+    @property
+    def _most_ever(self) -> int:
+        """Tickets that the model takes when it has all its replicas and nothing else to do."""
+        entry = self.view.entry
+        num_replicas = max(entry.deployment.autoscaling_config.max_replicas, len(self.view.replicas))
+        return entry.deployment.max_queued_requests + entry.max_ongoing_requests * num_replicas
+
+    def _wait_s(self, now: float) -> float:
+        """How long the present queue takes at the rate of the latest completions."""
+        while self._finished_at and self._finished_at[0] < now - RATE_WINDOW_S:
+            self._finished_at.popleft()
+        if not self._finished_at:
+            return UNKNOWN_WAIT_S
+        per_sequence_s = (now - self._finished_at[0]) / len(self._finished_at)
+        return (self.num_queued + 1) * per_sequence_s
+
+    # Queue
+
+    def enqueue(self, ticket: Ticket) -> None:
+        self._queue[ticket] = None
+
+    def enqueue_first(self, ticket: Ticket) -> None:
+        """A ticket that was sent before keeps its turn."""
+        self._queue[ticket] = None
+        self._queue.move_to_end(ticket, last=False)
+
+    def dequeue(self, ticket: Ticket) -> None:
+        self._queue.pop(ticket, None)
+
+    def note_finished(self, now: float) -> None:
+        self._finished_at.append(now)
+
+    def assign(self) -> Iterator[tuple[WorkerLink, list[Ticket]]]:
+        """Takes from the queue, in order, what the links have room for; each ticket goes to the least loaded."""
+        limit = self.view.entry.max_ongoing_requests
+        rooms = {link: room for link in self.links.values() if (room := link.room(limit))}
+        batches: dict[WorkerLink, list[Ticket]] = {}
+        while self._queue and rooms:
+            link = max(rooms, key=lambda one: rooms[one])
+            batches.setdefault(link, []).append(self._queue.popitem(last=False)[0])
+            rooms[link] -= 1
+            if not rooms[link]:
+                del rooms[link]
+        yield from batches.items()
+
+
+def unavailable_reason(view: ModelView) -> str:
+    """One line for people: what its replicas wait for, or why they failed."""
+    if not view.replicas:
+        return "it has no replicas"
+    if any(replica.state is ReplicaState.READY for replica in view.replicas):
+        return "its replicas cannot be reached"
+    reasons = dict.fromkeys(
+        f"{replica.state.value}: {replica.detail}" if replica.detail else replica.state.value
+        for replica in view.replicas
+    )
+    return "; ".join(reasons)

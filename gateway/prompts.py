@@ -1,0 +1,145 @@
+"""From messages to the prompt a worker gets. Pure: knows the registry's prompt_format and the contract, nothing else.
+
+Three ways, chosen by the model's `prompt_format`:
+
+- none: the conversation goes to the worker as it is, which renders it with the model's own chat template;
+- an object: one template per role, in the order of the messages, then `trailing_assistant`;
+- a string, made for a single instruction: each turn is the string around what the user said, followed by the answer
+  that was given. What a system message says is put before the next user message, and messages that follow each other
+  without an answer between them are one instruction, with empty lines between them. The newest turn comes last and is
+  left open. A conversation that ends with an assistant's message is left open inside that message.
+
+Text of a template is trusted: special tokens in it are control. Text of a client is not: there they are only text.
+`{instruction}` is the only thing replaced; other braces, and all braces of clients, are literal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment
+from model_registry.schema import INSTRUCTION, PromptFormat
+
+SYSTEM = "{system}"
+
+
+def render_chat(messages: Sequence[ChatMessage], prompt_format: PromptFormat | str | None) -> Prompt:
+    """The prompt of a conversation. `prompt_format` None or empty: the model's own chat template."""
+    if not prompt_format:
+        return ChatPrompt(tuple(messages))
+    if isinstance(prompt_format, str):
+        segments = _render_turns(messages, prompt_format)
+    else:
+        segments = _render_roles(messages, prompt_format)
+    return TextPrompt(tuple(_joined(segments)))
+
+
+def raw_text(text: str) -> TextPrompt:
+    """The prompt of /v1/completions: exactly what the client wrote, special tokens included."""
+    return TextPrompt((TextSegment(text, trusted=True),))
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """A value for a placeholder: text of a client, or segments rendered before."""
+
+    segments: tuple[TextSegment, ...]
+
+    @classmethod
+    def client(cls, text: str) -> _Filled:
+        return cls((TextSegment(text, trusted=False),))
+
+
+def _fill(template: str, placeholder: str, value: _Filled) -> list[TextSegment]:
+    """The template with every placeholder replaced; what is filled in is never looked at again."""
+    first, *rest = template.split(placeholder)
+    segments = [TextSegment(first, trusted=True)]
+    for literal in rest:
+        segments += [*value.segments, TextSegment(literal, trusted=True)]
+    return segments
+
+
+def _joined(segments: Iterable[TextSegment]) -> list[TextSegment]:
+    """The same text in as few segments as possible: a tokenizer should see whole template parts."""
+    joined: list[TextSegment] = []
+    for segment in segments:
+        if joined and joined[-1].trusted == segment.trusted:
+            joined[-1] = TextSegment(joined[-1].text + segment.text, segment.trusted)
+        elif segment.text:
+            joined.append(segment)
+    return joined
+
+
+# A string with {instruction}
+
+
+def _render_turns(messages: Sequence[ChatMessage], template: str) -> list[TextSegment]:
+    segments: list[TextSegment] = []
+    unanswered: list[str] = []
+    for position, message in enumerate(messages):
+        if message.role != "assistant":
+            unanswered.append(message.content)
+            continue
+        if unanswered:
+            segments += _fill(template, INSTRUCTION, _Filled.client("\n\n".join(unanswered)))
+            unanswered = []
+        segments.append(TextSegment(message.content, trusted=False))
+        if position + 1 < len(messages) and not message.content.endswith("\n"):
+            segments.append(TextSegment("\n", trusted=True))
+    if unanswered:
+        segments += _fill(template, INSTRUCTION, _Filled.client("\n\n".join(unanswered)))
+    return segments
+
+
+# An object with one template per role
+
+
+def _render_roles(messages: Sequence[ChatMessage], prompt_format: PromptFormat) -> list[TextSegment]:
+    if prompt_format.strip_whitespace:
+        messages = [ChatMessage(message.role, message.content.strip()) for message in messages]
+    if not any(message.role == "system" for message in messages):
+        messages = [ChatMessage("system", prompt_format.default_system_message), *messages]
+    segments = (
+        _render_system_in_user(messages, prompt_format)
+        if prompt_format.system_in_user
+        else [segment for message in messages for segment in _render_role(message, prompt_format)]
+    )
+    return [*segments, TextSegment(prompt_format.trailing_assistant, trusted=True)]
+
+
+def _render_role(message: ChatMessage, prompt_format: PromptFormat) -> list[TextSegment]:
+    value = _Filled.client(message.content)
+    match message.role:
+        case "system":
+            wanted = message.content or prompt_format.add_system_tags_even_if_message_is_empty
+            return _fill(prompt_format.system, INSTRUCTION, value) if wanted else []
+        case "assistant":
+            return _fill(prompt_format.assistant, INSTRUCTION, value)
+        case _:
+            return _fill(prompt_format.user, INSTRUCTION, value)
+
+
+def _render_system_in_user(messages: Sequence[ChatMessage], prompt_format: PromptFormat) -> list[TextSegment]:
+    """All system messages together, in the first user message; an empty one is made when there is none."""
+    said = "\n\n".join(message.content for message in messages if message.role == "system" and message.content)
+    system = _Filled(tuple(_render_role(ChatMessage("system", said), prompt_format)))
+    others = [message for message in messages if message.role != "system"]
+    if not any(message.role == "user" for message in others):
+        others.insert(0, ChatMessage("user", ""))
+    segments: list[TextSegment] = []
+    for message in others:
+        if message.role == "user":
+            segments += _fill_user(prompt_format.user, system, _Filled.client(message.content))
+            system = _Filled(())
+        else:
+            segments += _render_role(message, prompt_format)
+    return segments
+
+
+def _fill_user(template: str, system: _Filled, instruction: _Filled) -> list[TextSegment]:
+    segments: list[TextSegment] = []
+    for position, literal in enumerate(template.split(SYSTEM)):
+        segments += system.segments if position else ()
+        segments += _fill(literal, INSTRUCTION, instruction)
+    return segments

@@ -1,0 +1,97 @@
+"""The body of POST /v1/chat/completions. Knows OpenAI's wire format only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+
+from gateway.errors import InvalidRequestError
+from gateway.protocol.fields import INT32_MAX, GenerationFields
+from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, text_or_list
+
+ROLES = ("system", "developer", "user", "assistant")
+ROLES_LATER = ("tool", "function")
+PARTS_LATER = ("image_url", "input_audio", "file", "refusal", "video_url", "audio_url")
+
+
+def _known_role(role: str) -> str:
+    if role in ROLES:
+        return role
+    supported = ", ".join(f"'{one}'" for one in ROLES)
+    if role in ROLES_LATER:
+        raise invalid("unsupported_value", f"Unsupported value for '{{param}}': '{role}' messages are not supported.")
+    raise invalid("invalid_value", f"Invalid value for '{{param}}'. Supported values are: {supported}.")
+
+
+def _text_part(kind: str) -> str:
+    if kind == "text":
+        return kind
+    if kind in PARTS_LATER:
+        raise invalid("unsupported_value", f"Unsupported value for '{{param}}': '{kind}' parts are not supported.")
+    raise invalid("invalid_value", "Invalid value for '{param}'. Supported values are: 'text'.")
+
+
+class TextPart(RequestModel):
+    type: Annotated[str, AfterValidator(_text_part)]
+    text: str
+
+
+Content = Annotated[Annotated[str, Tag(TEXT)] | Annotated[list[TextPart], Tag(LIST)], Discriminator(text_or_list)]
+
+
+class Message(RequestModel):
+    """One message. What OpenAI's replies carry beside text is taken back when it is empty."""
+
+    role: Annotated[str, AfterValidator(_known_role)]
+    content: Content
+
+    annotations: only_neutral([]) = None  # type: ignore[valid-type]
+    audio: only_neutral() = None  # type: ignore[valid-type]
+    function_call: only_neutral() = None  # type: ignore[valid-type]
+    name: only_neutral() = None  # type: ignore[valid-type]
+    refusal: only_neutral() = None  # type: ignore[valid-type]
+    tool_calls: only_neutral([]) = None  # type: ignore[valid-type]
+
+    @property
+    def text(self) -> str:
+        """All its text; parts are lines, as vLLM joins them."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class ChatCompletionRequest(GenerationFields):
+    """Answer a conversation."""
+
+    messages: list[Message] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Today's name of `max_tokens`.")
+    parallel_tool_calls: bool | None = Field(None, description="Without effect, since no tools are taken.")
+
+    audio: only_neutral() = None  # type: ignore[valid-type]
+    chat_template_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
+    function_call: only_neutral("none", "auto") = None  # type: ignore[valid-type]
+    functions: only_neutral([]) = None  # type: ignore[valid-type]
+    logprobs: only_neutral(False) = None  # type: ignore[valid-type]
+    modalities: only_neutral(["text"]) = None  # type: ignore[valid-type]
+    prediction: only_neutral() = None  # type: ignore[valid-type]
+    reasoning_effort: only_neutral("none") = None  # type: ignore[valid-type]
+    response_format: only_neutral({"type": "text"}) = None  # type: ignore[valid-type]
+    tool_choice: only_neutral("none", "auto") = None  # type: ignore[valid-type]
+    tools: only_neutral([]) = None  # type: ignore[valid-type]
+    top_logprobs: only_neutral(0) = None  # type: ignore[valid-type]
+    verbosity: only_neutral() = None  # type: ignore[valid-type]
+    web_search_options: only_neutral() = None  # type: ignore[valid-type]
+
+    def check_together(self) -> None:
+        super().check_together()
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise InvalidRequestError(
+                f"Invalid 'max_completion_tokens': {self.max_completion_tokens} differs from 'max_tokens' "
+                f"({self.max_tokens}), its older name. Give one of them.",
+                param="max_completion_tokens",
+                code="invalid_value",
+            )
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

@@ -1,0 +1,141 @@
+"""The request fields that /v1/completions and /v1/chat/completions share.
+
+Every field of OpenAI's API and of vLLM's extras is in one of three places: declared with a range (honoured), declared
+with `only_neutral` (refused by name where it would change something), or in `NO_EFFECT`. All others are unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
+
+from gateway.errors import InvalidRequestError
+from gateway.protocol.strict_json import parse_json
+from gateway.protocol.validation import LIST, MAX_CHOICES, TEXT, RequestModel, invalid, only_neutral, text_or_list
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+NO_EFFECT: dict[str, str] = {
+    "metadata": "labels of OpenAI's dashboard",
+    "moderation": "OpenAI's own filter",
+    "prompt_cache_key": "prefixes are cached whatever their key",
+    "prompt_cache_options": "prefixes are cached as long as there is room",
+    "prompt_cache_retention": "prefixes are cached as long as there is room",
+    "safety_identifier": "whom OpenAI blames",
+    "service_tier": "OpenAI's price list",
+    "store": "nothing is ever stored",
+    "user": "whom OpenAI blames",
+}
+"""Fields that only steer OpenAI's own service: accepted, and without effect here."""
+
+
+def _within_max_choices(n: int | None, info: ValidationInfo) -> int | None:
+    limit = (info.context or {}).get(MAX_CHOICES)
+    if n is not None and limit is not None and n > limit:
+        raise invalid(
+            "integer_above_max_value",
+            f"Invalid '{{param}}': integer above maximum value. Expected a value <= {limit}, but got {n} instead.",
+        )
+    return n
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Stop = Annotated[
+    Annotated[StopString | None, Tag(TEXT)]
+    | Annotated[Annotated[list[StopString], Field(max_length=MAX_STOPS)], Tag(LIST)],
+    Discriminator(text_or_list),
+]
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool | None = Field(None, description="Send the usage in a last chunk.")
+    include_obfuscation: bool | None = Field(None, description="Accepted without effect: chunks are never padded.")
+
+
+class GenerationFields(RequestModel):
+    """How to generate, whatever the prompt's form."""
+
+    model: str = Field(description="Id of a deployed model.")
+    temperature: float | None = Field(None, ge=0, le=2, description="Spread of sampling; 0 is greedy.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Sample among the likeliest tokens of this probability.")
+    top_k: int | None = Field(
+        None, ge=-1, le=INT32_MAX, description="Sample among this many likeliest tokens; 0 or -1 means all."
+    )
+    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Tokens generated at most.")
+    min_tokens: int | None = Field(None, ge=0, le=INT32_MAX, description="Tokens generated before a stop counts.")
+    stop: Stop = Field(None, description=f"Up to {MAX_STOPS} strings that end the generation; never shown.")
+    seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX, description="Makes sampling repeatable.")
+    n: Annotated[int | None, Field(ge=1), AfterValidator(_within_max_choices)] = Field(
+        None, description="Choices to generate."
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that were generated before.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time they were.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=10, description="Above 1, tokens of prompt and answer become less likely."
+    )
+    ignore_eos: bool | None = Field(None, description="Go on after an end of sequence.")
+    use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
+    stream: bool | None = Field(None, description="Answer in server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+
+    logit_bias: only_neutral({}) = None  # type: ignore[valid-type]
+    min_p: only_neutral(0, 0.0) = None  # type: ignore[valid-type]
+    stop_token_ids: only_neutral([]) = None  # type: ignore[valid-type]
+    structured_outputs: only_neutral() = None  # type: ignore[valid-type]
+
+    without_effect: ClassVar[dict[str, str]] = NO_EFFECT
+
+    @classmethod
+    def parse(cls, body: bytes, *, max_choices: int) -> Self:
+        data = parse_json(body)
+        fields = {name: value for name, value in data.items() if name not in cls.without_effect}
+        request = cls.check(fields, max_choices=max_choices)
+        request.check_together()
+        return request
+
+    def check_together(self) -> None:
+        """Rules between fields. Raises `InvalidRequestError`."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "Invalid 'stream_options': it is only allowed when 'stream' is true.",
+                param="stream_options",
+                code="invalid_value",
+            )
+
+    @property
+    def num_choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @classmethod
+    def body_schema(cls) -> dict[str, Any]:
+        """JSON schema of the body, for the OpenAPI document."""
+        whole = cls.model_json_schema()
+        schema: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
+        for name, reason in cls.without_effect.items():
+            schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
+        return schema
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with every reference replaced by what it refers to: an OpenAPI document looks for them elsewhere."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}

@@ -1,0 +1,118 @@
+"""OpenAI's reply objects: what is sent, field by field, in OpenAI's order.
+
+Plain msgspec structs without behaviour, encoded by `encode`. A field that is UNSET is not sent; one that is None is
+sent as null. Built by `completions` and `routes.models`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+FinishReasonName = Literal["stop", "length"]
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+MaybeUsage = Usage | None | UnsetType
+
+
+class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A choice of a completion, and of its chunks."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReasonName | None = None
+
+
+class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A completion, and each of its chunks."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[TextChoice, ...]
+    usage: MaybeUsage = UNSET
+
+
+class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: FinishReasonName
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: tuple[ChatChoice, ...]
+    usage: Usage
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    delta: Delta
+    logprobs: None = None
+    finish_reason: FinishReasonName | None = None
+
+
+class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...]
+    usage: MaybeUsage = UNSET
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A model, with what an operator or a client wants to know before using it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    state: str
+    """State of its best replica, or `unavailable` when it has none."""
+    reason: str | None
+    """Why it cannot be used now; null when it can."""
+    replicas: dict[str, int]
+    """Number of replicas by state."""
+    max_model_len: int | None
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: tuple[ModelCard, ...]
+
+
+Chunk = TextCompletion | ChatCompletionChunk
+Reply = TextCompletion | ChatCompletion
+
+encode = msgspec.json.Encoder().encode

@@ -1,0 +1,38 @@
+"""POST /v1/chat/completions. Says what a conversation comes to; the endpoint does the rest."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from msgspec import UNSET
+
+from gateway.completions import ChatShape
+from gateway.endpoint import GenerationEndpoint, Plan
+from gateway.prompts import render_chat
+from gateway.protocol.chat import ChatCompletionRequest
+from gateway.sampling import sampling_params
+from model_registry.contract import ChatMessage, ModelView
+
+router = APIRouter()
+
+
+def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
+    messages = [
+        ChatMessage("system" if message.role == "developer" else message.role, message.text)
+        for message in request.messages
+    ]
+    prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
+    return Plan(
+        prompt=render_chat(messages, prompt_format),
+        sampling=sampling_params(request, model.entry, max_tokens=request.token_limit, default_max_tokens=None),
+        shape=ChatShape(model.model_id, no_usage=None if request.wants_usage_chunk else UNSET),
+    )
+
+
+_endpoint = GenerationEndpoint(
+    path="/v1/chat/completions", request_type=ChatCompletionRequest, prompt_param="messages", plan=_plan
+)
+
+
+@router.post(_endpoint.path, summary="Answer a conversation", openapi_extra=_endpoint.request_body)
+async def create_chat_completion(http: Request) -> Response:
+    return await _endpoint.answer(http)

@@ -1,0 +1,17 @@
+"""GET /metrics: everything in `gateway.metrics`, as Prometheus text."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import choose_encoder
+
+from gateway.metrics import Metrics
+
+router = APIRouter()
+
+
+@router.get("/metrics", summary="Prometheus metrics")
+async def scrape(http: Request) -> Response:
+    metrics: Metrics = http.app.state.metrics
+    encoder, content_type = choose_encoder(http.headers.get("accept", ""))
+    return Response(encoder(metrics.registry), headers={"content-type": content_type})

@@ -1,0 +1,53 @@
+"""GET /v1/models and /v1/models/{id}: what is deployed, and whether it can be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.dispatch import Dispatcher
+from gateway.model_lane import unavailable_reason
+from gateway.protocol.responses import ModelCard, ModelList, encode
+from model_registry.contract import ModelView, ReplicaState
+
+router = APIRouter()
+
+_BEST_FIRST = (
+    ReplicaState.READY,
+    ReplicaState.STARTING,
+    ReplicaState.PENDING,
+    ReplicaState.DRAINING,
+    ReplicaState.FAILED,
+)
+
+
+@router.get("/v1/models", summary="List the models")
+async def list_models(http: Request) -> Response:
+    dispatcher: Dispatcher = http.app.state.dispatcher
+    return _json(ModelList(data=tuple(_card(model) for model in dispatcher.models)))
+
+
+@router.get("/v1/models/{model_id:path}", summary="One model")
+async def retrieve_model(http: Request, model_id: str) -> Response:
+    dispatcher: Dispatcher = http.app.state.dispatcher
+    return _json(_card(dispatcher.model(model_id)))
+
+
+def _card(model: ModelView) -> ModelCard:
+    counts = Counter(replica.state for replica in model.replicas)
+    state = next((state for state in _BEST_FIRST if counts[state]), None)
+    organisation, slash, _ = model.model_id.partition("/")
+    return ModelCard(
+        id=model.model_id,
+        created=model.created,
+        owned_by=organisation if slash else "aviary",
+        state=state.value if state else "unavailable",
+        reason=None if state is ReplicaState.READY else unavailable_reason(model),
+        replicas={state.value: counts[state] for state in _BEST_FIRST if counts[state]},
+        max_model_len=model.max_model_len,
+    )
+
+
+def _json(value: ModelCard | ModelList) -> Response:
+    return Response(encode(value), media_type="application/json")

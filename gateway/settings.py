@@ -1,0 +1,53 @@
+"""What an operator may set for a gateway through the environment, prefix `AVIARY_`.
+
+Knows neither the registry (that is the command line's) nor any model. Read once at start by whoever runs the
+gateway; everything else gets the finished, frozen settings handed in.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "AVIARY_"
+
+
+class SettingsError(Exception):
+    """Environment variables that cannot be used; one line each, naming variable and value."""
+
+
+class GatewaySettings(BaseSettings):
+    """Settings of one gateway process."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", allow_inf_nan=False)
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    request_timeout_s: float = Field(600.0, gt=0, description="Longest life of one request, waiting included.")
+    first_output_grace_s: float = Field(
+        10.0, ge=0, description="How long a stream's HTTP status is held open so that an early error keeps its own."
+    )
+    ping_interval_s: float = Field(15.0, gt=0, description="Seconds between two keep-alive comments of a stream.")
+    send_timeout_s: float = Field(30.0, gt=0, description="A client that reads nothing for so long is cut off.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Seconds a client has to send its headers, and its body.")
+    drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get to finish at shutdown.")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_choices: int = Field(8, ge=1, le=128, description="Largest `n` of a request.")
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads the environment. Raises `SettingsError`."""
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join(_lines(error))) from None
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        variable = PREFIX + "_".join(str(part) for part in detail["loc"]).upper()
+        lines.append(f"{variable}={detail['input']}: {detail['msg'].lower()}; correct it or unset it")
+    return lines

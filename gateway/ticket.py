@@ -1,0 +1,75 @@
+"""One sequence on its way through the gateway: queued, sent to a worker, perhaps queued again, ended exactly once.
+
+Plain state with one owner, the dispatcher; knows nothing of channels or HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+from gateway.output_stream import OutputStream
+from model_registry.contract import GenerationRequest, Prompt, SamplingParams
+
+
+class TicketState(StrEnum):
+    QUEUED = "queued"
+    SENT = "sent"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What a client wants generated: one prompt, one sequence per choice."""
+
+    model_id: str
+    prompt: Prompt
+    sampling: tuple[SamplingParams, ...]
+    prompt_param: str
+    """Request field that held the prompt, named in errors about it."""
+    trace_id: str
+    """What its client and the logs know it by."""
+    received_at: float
+    """When its HTTP request came in, by `time.monotonic`."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Ticket:
+    """One choice of a submission."""
+
+    base: GenerationRequest
+    index: int
+    submission: Submission
+    stream: OutputStream
+    num_bytes: int
+    """Size of its request on the channel."""
+    admitted_at: float
+    state: TicketState = TicketState.QUEUED
+    num_attempts: int = 0
+    num_losses: int = 0
+    """Workers that died under it."""
+    sent_at: float = 0.0
+    last_output_at: float | None = None
+    request: GenerationRequest = field(init=False)
+    """What the current attempt sends: every attempt has an id of its own, so outputs of an older one are not ours."""
+
+    def __post_init__(self) -> None:
+        self.request = self.base
+
+    @property
+    def has_output(self) -> bool:
+        return self.last_output_at is not None
+
+    def mark_sent(self, now: float) -> None:
+        self.state = TicketState.SENT
+        self.num_attempts += 1
+        self.sent_at = now
+        self.request = msgspec.structs.replace(self.base, request_id=f"{self.base.request_id}-{self.num_attempts}")
+
+    def mark_queued(self) -> None:
+        self.state = TicketState.QUEUED
+
+    def mark_ended(self) -> None:
+        self.state = TicketState.ENDED
