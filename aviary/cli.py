@@ -1,0 +1,128 @@
+"""The command line: arguments in, exit status out. Composes gateway, workers and registry; each command has its file.
+
+A command's module is imported only when it is run, so `--help` and the registry commands need neither Ray nor a web
+framework. This is the edge where errors become lines on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final, cast
+
+from aviary import ray_environment
+from aviary.errors import CommandError, UsageError
+from model_registry.loader import RegistryError
+from workers.pool.errors import PoolError
+
+Command = Callable[[argparse.Namespace], Awaitable[int]]
+
+LOG_LEVEL_VARIABLE: Final = "AVIARY_LOG_LEVEL"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+INTERRUPTED_EXIT_CODE: Final = 130
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+EPILOG: Final = """\
+environment:
+  AVIARY_REGISTRY    folder of YAML files, one per model (default: the shipped zoo)
+  AVIARY_MODELS      comma-separated model ids (default: the zoo's small model, or all of AVIARY_REGISTRY)
+  AVIARY_HOST, AVIARY_PORT                        where the gateway listens (default: 127.0.0.1, 8000)
+  AVIARY_LOAD_TIMEOUT_S, AVIARY_DRAIN_TIMEOUT_S   patience with loading and with open requests
+  AVIARY_LOG_LEVEL   debug, info, warning or error (default: warning)
+  RAY_ADDRESS        Ray cluster to join, host:port or auto; `serve` starts its own when absent
+
+exit status:
+  0  done, or ended by Ctrl-C or SIGTERM
+  1  what was asked for failed: no model can be served, an invalid file, the pool refused
+  2  wrong arguments, settings, registry, port or cluster; nothing was started
+  130  a command other than `serve` was interrupted by Ctrl-C before it was done
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit status."""
+    parsed = parser().parse_args(arguments)
+    module, _, function = parsed.command.partition(":")
+    try:
+        _set_up_logging(os.environ.get(LOG_LEVEL_VARIABLE, "warning"))
+        ray_environment.prepare(os.environ, Path.home())
+        return asyncio.run(_awaited(cast("Command", getattr(import_module(module), function)), parsed))
+    except RegistryError as error:
+        return _complain(str(error), UsageError.exit_code)
+    except CommandError as error:
+        return _complain(str(error), error.exit_code)
+    except PoolError as error:
+        return _complain(str(error), CommandError.exit_code)
+    except asyncio.CancelledError:
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags; a flag overrides its environment variable."""
+    root = argparse.ArgumentParser(
+        prog="aviary",
+        description="One OpenAI-compatible address in front of pools of open language models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: str, summary: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name, help=summary, description=summary, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        one.set_defaults(command=command)
+        return one
+
+    serve = add("serve", "aviary.serve:run", "Start everything on this machine, or join RAY_ADDRESS, and serve.")
+    _add_registry_flags(serve)
+    _add_address_flags(serve)
+    deploy = add("deploy", "aviary.cluster_commands:deploy", "Make a running cluster's pool what the registry says.")
+    _add_registry_flags(deploy)
+    deploy.add_argument("--no-wait", action="store_true", help="return before the models are loaded")
+    _add_address_flags(add("gateway", "aviary.cluster_commands:gateway", "Run one more gateway for a cluster's pool."))
+    add("status", "aviary.cluster_commands:status", "Show what is deployed on a cluster, and how it is.")
+    add("shutdown", "aviary.cluster_commands:shutdown", "Remove every model from a cluster.")
+    models = add("models", "aviary.registry_commands:models", "List the registry's models.")
+    models.add_argument("--registry", type=Path, metavar="FOLDER", help="overrides AVIARY_REGISTRY")
+    validate = add("validate", "aviary.registry_commands:validate", "Check registry files and name every problem.")
+    validate.add_argument("path", type=Path, metavar="FILE_OR_FOLDER")
+    return root
+
+
+def _set_up_logging(level: str) -> None:
+    if level.lower() not in LOG_LEVELS:
+        raise UsageError(f"{LOG_LEVEL_VARIABLE}={level}: is none of {', '.join(LOG_LEVELS)}; correct it or unset it")
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT)
+
+
+def _add_registry_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--registry", type=Path, metavar="FOLDER", help="overrides AVIARY_REGISTRY")
+    command.add_argument("--models", metavar="ID,ID…", help="overrides AVIARY_MODELS")
+
+
+def _add_address_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", metavar="ADDRESS", help="overrides AVIARY_HOST")
+    command.add_argument("--port", type=_port, metavar="PORT", help="overrides AVIARY_PORT; 0 takes any free one")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 0 to 65535")
+    return int(text)
+
+
+async def _awaited(command: Command, arguments: argparse.Namespace) -> int:
+    return await command(arguments)
+
+
+def _complain(message: str, exit_code: int) -> int:
+    print(f"aviary: {message}", file=sys.stderr, flush=True)
+    return exit_code

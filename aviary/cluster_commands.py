@@ -1,0 +1,103 @@
+"""The commands for a cluster that runs already: `deploy`, `gateway`, `status`, `shutdown`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from aviary.errors import CommandError, UsageError
+from aviary.progress import Progress
+from aviary.ray_cluster import RayCluster
+from aviary.serve import REMOVAL_GRACE_S, check_supported, load_gateway_settings, pool_options
+from aviary.settings import DeploySettings
+from aviary.status_table import table_of
+from gateway.app import create_app
+from gateway.channel import GrpcChannel
+from gateway.pool_client import RayPoolClient
+from gateway.server import BindError, bind, serve
+from workers.pool.client import PoolClient
+
+SETTLE_GRACE_S: Final = 60.0
+"""How much longer than the load timeout `deploy` waits for news about each model."""
+
+
+async def deploy(arguments: argparse.Namespace) -> int:
+    """Make the cluster's pool what the registry says, and wait for the first attempt at each model."""
+    settings = DeploySettings.load(models=arguments.models, registry=arguments.registry)
+    entries = settings.select(settings.read_registry())
+    check_supported(entries)
+    async with _joined(settings):
+        pool = await PoolClient.find_or_start()
+        await pool.apply(entries, pool_options(settings))
+        model_ids = [entry.model_id for entry in entries]
+        if arguments.no_wait:
+            print(f"deployed: {', '.join(model_ids)}; `aviary status` shows how they come up")
+            return 0
+        return await _wait(pool, model_ids, settings.load_timeout_s + SETTLE_GRACE_S)
+
+
+async def gateway(arguments: argparse.Namespace) -> int:
+    """One more gateway in front of the cluster's pool."""
+    settings = DeploySettings.load()
+    gateway_settings = load_gateway_settings(host=arguments.host, port=arguments.port)
+    try:
+        bind(gateway_settings).close()
+        async with _joined(settings) as cluster:
+            app = create_app(gateway_settings, RayPoolClient(cluster.address), GrpcChannel)
+            return await serve(app, gateway_settings, on_started=lambda url: print(f"gateway on {url}", flush=True))
+    except BindError as error:
+        raise UsageError(str(error)) from None
+
+
+async def status(arguments: argparse.Namespace) -> int:
+    """A table of what is deployed and how it is."""
+    async with _joined(DeploySettings.load()):
+        pool = await PoolClient.find()
+        if pool is None:
+            raise CommandError("nothing is deployed on this cluster; `aviary deploy` does that")
+        print("\n".join(table_of(await pool.view())))
+    return 0
+
+
+async def shutdown(arguments: argparse.Namespace) -> int:
+    """Remove every model and the pool's manager; Ray and the gateways go on."""
+    settings = DeploySettings.load()
+    async with _joined(settings):
+        pool = await PoolClient.find()
+        if pool is None:
+            print("nothing is deployed on this cluster")
+            return 0
+        await pool.shutdown(settings.drain_timeout_s + REMOVAL_GRACE_S)
+        print("the pool is gone")
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _joined(settings: DeploySettings) -> AsyncIterator[RayCluster]:
+    cluster = await RayCluster.join(settings.ray_address or "auto")
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+async def _wait(pool: PoolClient, model_ids: Sequence[str], timeout_s: float) -> int:
+    """Print what becomes of the models until the first attempt at each has ended. Raises `CommandError`."""
+    progress = Progress(model_ids, time.monotonic)
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for view in pool.views():
+                for line in progress.update(view):
+                    print(line, flush=True)
+                if progress.is_settled:
+                    break
+    except TimeoutError:
+        raise CommandError(f"not all models were loaded within {timeout_s:g} s; `aviary status` shows them") from None
+    failed = [f"  - {outcome.model_id}: {outcome.reason}" for outcome in progress.outcomes if not outcome.serves]
+    if failed:
+        raise CommandError("\n".join(["not served yet; the pool goes on trying:", *failed]))
+    return 0

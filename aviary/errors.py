@@ -1,0 +1,19 @@
+"""How a command ends other than well. Each becomes lines on stderr, `aviary: …`, and an exit status.
+
+CommandError        1  what was asked for failed
+└── UsageError      2  it was asked for wrongly, or here it cannot be done; nothing was started
+"""
+
+from __future__ import annotations
+
+
+class CommandError(Exception):
+    """What was asked for failed; the message is for people."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """Arguments, settings, registry, port or cluster do not allow it; nothing was started."""
+
+    exit_code = 2

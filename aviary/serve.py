@@ -1,0 +1,237 @@
+"""`aviary serve`: everything on one machine, from a registry to an address, and back to nothing at Ctrl-C.
+
+Checks all that can be checked before anything starts; then Ray, the pool, the gateway, and lines about each model
+until its fate is known. What it started it stops, and nothing else: in a cluster it joined, only its own models go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Final
+
+from aviary.errors import CommandError, UsageError
+from aviary.progress import Outcome, Progress
+from aviary.ray_cluster import RayCluster
+from aviary.settings import DeploySettings
+from gateway.app import create_app
+from gateway.channel import GrpcChannel
+from gateway.pool_client import RayPoolClient
+from gateway.server import BindError, bind, serve
+from gateway.settings import GatewaySettings, SettingsError
+from model_registry.schema import RegistryEntry
+from model_registry.support import unsupported_keys
+from workers.pool.client import PoolClient
+from workers.pool.errors import PoolError
+from workers.pool.placement import placement_for
+from workers.pool.state import PoolOptions
+
+logger = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+STOP_LOCAL_TIMEOUT_S: Final = 10.0
+REMOVAL_GRACE_S: Final = 30.0
+"""For removing the actors once their requests have ended."""
+CLIENT_EXAMPLE: Final = """
+Try it:
+
+  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "{question}"}}]}}'
+
+or from Python, with the openai package:
+
+  client = openai.OpenAI(base_url="{url}/v1", api_key="none")
+  messages = [{{"role": "user", "content": "{question}"}}]
+  print(client.chat.completions.create(model="{model}", messages=messages).choices[0].message.content)
+
+Ctrl-C stops everything.
+"""
+QUESTION: Final = "What is the capital of France?"
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """The command; returns its exit status."""
+    settings = DeploySettings.load(models=arguments.models, registry=arguments.registry)
+    gateway_settings = load_gateway_settings(host=arguments.host, port=arguments.port)
+    entries = settings.select(settings.read_registry())
+    check_supported(entries)
+    try:
+        bind(gateway_settings).close()
+    except BindError as error:
+        raise UsageError(str(error)) from None
+    with cancelled_by_signals():
+        async with _cluster(settings, entries) as cluster, _deployed(settings, entries, cluster) as pool:
+            return await _Service(gateway_settings, pool, entries, cluster).run()
+
+
+def load_gateway_settings(**flags: object) -> GatewaySettings:
+    """The environment, overridden by the flags that were given. Raises `UsageError`."""
+    try:
+        settings = GatewaySettings.load()
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    return settings.model_copy(update={name: value for name, value in flags.items() if value is not None})
+
+
+def check_supported(entries: Sequence[RegistryEntry]) -> None:
+    """Raises `UsageError` naming every key that this release does not execute."""
+    lines = [f"  - {entry.model_id}: {line}" for entry in entries for line in unsupported_keys(entry)]
+    if lines:
+        raise UsageError("\n".join(["the registry asks for what this release does not execute:", *lines]))
+
+
+def pool_options(settings: DeploySettings) -> PoolOptions:
+    return PoolOptions(load_timeout_s=settings.load_timeout_s, drain_timeout_s=settings.drain_timeout_s)
+
+
+@contextlib.contextmanager
+def cancelled_by_signals() -> Iterator[None]:
+    """Until the gateway takes the signals over, the first one cancels the command, which then cleans up as always."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  only ever called in a task
+
+    def cancel() -> None:
+        on_signals(_say_still_stopping)
+        task.cancel()
+
+    on_signals(cancel)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def on_signals(handler: Callable[[], None]) -> None:
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, handler)
+
+
+def _say_still_stopping() -> None:
+    # A clean-up cut short would leave models in a cluster that goes on; each of its steps has a deadline.
+    print("still stopping", flush=True)
+
+
+@contextlib.asynccontextmanager
+async def _cluster(settings: DeploySettings, entries: Sequence[RegistryEntry]) -> AsyncIterator[RayCluster]:
+    """The cluster of the settings, or one of our own in which all the models find CPUs: here they only share them."""
+    if settings.ray_address is not None:
+        print(f"joining Ray at {settings.ray_address}", flush=True)
+        cluster = await RayCluster.join(settings.ray_address)
+    else:
+        print("starting Ray on this machine", flush=True)
+        cluster = await RayCluster.start_local(sum(_num_cpus(entry) for entry in entries))
+        print(f"Ray runs; `RAY_ADDRESS={cluster.address} aviary status` shows the pool", flush=True)
+    try:
+        yield cluster
+    finally:
+        print("stopping Ray" if cluster.is_local else "leaving Ray", flush=True)
+        await cluster.close()
+
+
+@contextlib.asynccontextmanager
+async def _deployed(
+    settings: DeploySettings, entries: Sequence[RegistryEntry], cluster: RayCluster
+) -> AsyncIterator[PoolClient]:
+    """The pool with the models in it; afterwards without those that were not there before."""
+    found = await PoolClient.find()
+    # Shielded: a command that is cancelled meanwhile still has to end the manager that it started.
+    starting = asyncio.ensure_future(PoolClient.find_or_start())
+    ours: list[str] = []
+    try:
+        pool = await asyncio.shield(starting)
+        known = {model.model_id for model in (await pool.view()).models}
+        ours = [entry.model_id for entry in entries if entry.model_id not in known]
+        await pool.add(entries, pool_options(settings))
+        yield pool
+    finally:
+        pool = await starting
+        try:
+            if cluster.is_local:
+                await pool.shutdown(STOP_LOCAL_TIMEOUT_S)
+            else:
+                await _withdraw(pool, ours, settings.drain_timeout_s + REMOVAL_GRACE_S, is_ours=found is None)
+        except PoolError as error:
+            logger.warning("the pool was not emptied: %s", error)
+
+
+async def _withdraw(pool: PoolClient, model_ids: Sequence[str], timeout_s: float, *, is_ours: bool) -> None:
+    """Remove our models from a cluster that goes on, and the manager if it was ours and is of no use to others."""
+    await pool.remove(model_ids, timeout_s)
+    if is_ours and not (await pool.view()).models:
+        await pool.shutdown(timeout_s)
+
+
+def _num_cpus(entry: RegistryEntry) -> float:
+    bundles = placement_for(entry).bundles
+    return entry.num_replicas * sum(bundle.get("CPU", 0) for bundle in bundles)
+
+
+class _Service:
+    """The gateway in this process, and what is said meanwhile."""
+
+    def __init__(
+        self, settings: GatewaySettings, pool: PoolClient, entries: Sequence[RegistryEntry], cluster: RayCluster
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._model_ids = [entry.model_id for entry in entries]
+        self._cluster = cluster
+        self._url = ""
+        self._failure: str | None = None
+
+    async def run(self) -> int:
+        """Until a signal, or until it is clear that no model can be served. Raises `CommandError`."""
+        app = create_app(self._settings, RayPoolClient(self._cluster.address), GrpcChannel)
+        following = asyncio.create_task(self._follow(), name="progress")
+        try:
+            status = await serve(app, self._settings, on_started=self._on_started)
+        except BindError as error:
+            raise UsageError(str(error)) from None
+        finally:
+            # The gateway gave the signals back to their defaults; the removal that follows must not be cut short.
+            on_signals(_say_still_stopping)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        if self._failure is not None:
+            raise CommandError(self._failure)
+        return status
+
+    def _on_started(self, url: str) -> None:
+        self._url = url
+
+    async def _follow(self) -> None:
+        """Print what becomes of the models, and go on as long as the gateway does."""
+        progress = Progress(self._model_ids, time.monotonic)
+        was_settled = False
+        try:
+            async for view in self._pool.views():
+                for line in progress.update(view):
+                    print(line, flush=True)
+                if progress.is_settled and not was_settled:
+                    was_settled = True
+                    self._conclude(progress.outcomes)
+        except PoolError as error:
+            logger.warning("no more news of the pool: %s", error)
+
+    def _conclude(self, outcomes: Sequence[Outcome]) -> None:
+        """Every model's first attempt has ended: say so, or give up when nothing at all is served."""
+        served = [outcome.model_id for outcome in outcomes if outcome.serves]
+        reasons = [f"{outcome.model_id}: {outcome.reason}" for outcome in outcomes if not outcome.serves]
+        if not served and self._cluster.is_local:
+            self._failure = "\n".join(["no model can be served:", *(f"  - {reason}" for reason in reasons)])
+            # The gateway ends as at any SIGTERM: there is one way down.
+            signal.raise_signal(signal.SIGTERM)
+            return
+        for reason in reasons:
+            print(f"not served yet: {reason}", flush=True)
+        if served:
+            print(f"\nAviary serves {', '.join(served)} on {self._url}", flush=True)
+            example_url = self._url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            print(CLIENT_EXAMPLE.format(url=example_url, model=served[0], question=QUESTION), flush=True)
