@@ -1,0 +1,153 @@
+"""The Hub's real client against a small server that speaks as much of the Hub's API as a download needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+COMMIT = "c" * 40
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights!" * 400_000,
+    "pytorch_model.bin": b"pickle",
+    "modeling.py": b"raise SystemExit",
+}
+FETCH_PROGRAM = """
+import json, sys
+from workers.errors import SourceError
+from workers.sources.hugging_face import fetch_snapshot
+
+try:
+    print(fetch_snapshot(sys.argv[1], json.loads(sys.argv[2]), lambda line: print(line, flush=True)))
+except SourceError as error:
+    print(f"refused: {error}")
+"""
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """`org/model` has everything, `org/pickled` no safetensors, `org/gated` refuses, anything else does not exist."""
+
+    protocol_version = "HTTP/1.1"
+    server: FakeHub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.server.requests.append(path)
+        if "org/gated" in path:
+            self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif "org/model" in path or "org/pickled" in path:
+            self._answer_repository(path)
+        else:
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _answer_repository(self, path: str) -> None:
+        names = [name for name in FILES if "org/model" in path or not name.endswith(".safetensors")]
+        if "/tree/" in path:
+            tree = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": oid(name)} for name in names]
+            self._answer(200, json.dumps(tree).encode(), {})
+        elif "/resolve/" in path:
+            name = path.rsplit("/", 1)[1]
+            self._answer(200, FILES[name], {"ETag": f'"{oid(name)}"', "X-Repo-Commit": COMMIT})
+        elif path.endswith("/revision/nowhere"):
+            self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            siblings = [{"rfilename": name} for name in names]
+            self._answer(200, json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode(), {})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+def oid(name: str) -> str:
+    return hashlib.sha1(FILES[name]).hexdigest()
+
+
+class FakeHub(ThreadingHTTPServer):
+    """The server, and every path that was asked of it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.requests: list[str] = []
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    server = FakeHub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join(10)
+    server.server_close()
+
+
+def fetch(hub: FakeHub, home: Path, repository: str, arguments: dict[str, Any] | None = None, **more: str) -> list[str]:
+    """Lines that a fetch in a process of its own printed: progress, then the folder or the refusal."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", FETCH_PROGRAM, repository, json.dumps(arguments or {})]
+    done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_snapshot_is_fetched_with_progress_and_without_pickles_or_code(hub: FakeHub, tmp_path: Path) -> None:
+    *progress, folder = fetch(hub, tmp_path, "org/model")
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["config.json", "model.safetensors"]
+    assert (Path(folder) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert progress[0] == "fetching weights: org/model from the Hugging Face Hub"
+    assert progress[-1] == "fetching weights: 3 of 3 MB"
+    assert not any(path.endswith((".bin", ".py")) for path in hub.requests)
+
+
+def test_code_is_fetched_where_the_registry_trusts_it(hub: FakeHub, tmp_path: Path) -> None:
+    folder = fetch(hub, tmp_path, "org/model", {"trust_remote_code": True})[-1]
+    assert (Path(folder) / "modeling.py").exists()
+
+
+def test_a_fetched_snapshot_is_used_offline(hub: FakeHub, tmp_path: Path) -> None:
+    folder = fetch(hub, tmp_path, "org/model")[-1]
+    hub.requests.clear()
+    assert fetch(hub, tmp_path, "org/model", HF_HUB_OFFLINE="1")[-1] == folder
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "arguments", "refusal"),
+    [
+        ("org/none", {}, "the Hugging Face Hub has no org/none, or it is private: check the id, or set HF_TOKEN"),
+        ("org/gated", {}, "org/gated is gated: accept its terms on its page, then set HF_TOKEN"),
+        ("org/model", {"revision": "nowhere"}, "org/model has no revision 'nowhere'"),
+        ("org/model", {"local_files_only": True}, "org/model is not completely in the cache"),
+        ("org/pickled", {}, "org/pickled has no safetensors weights, and pickled weights are refused"),
+        ("./models/mine", {}, "'./models/mine' is neither a Hugging Face id nor an absolute folder"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(
+    hub: FakeHub, tmp_path: Path, repository: str, arguments: dict[str, Any], refusal: str
+) -> None:
+    lines = fetch(hub, tmp_path, repository, arguments)
+    assert lines[-1].startswith(f"refused: {refusal}")

@@ -1,0 +1,222 @@
+"""The pool on a real Ray on this machine: it comes up, heals, says why it cannot, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+import ray
+
+from aviary.ray_cluster import RayCluster
+from model_registry.contract import (
+    CHANNEL_METHOD,
+    CONTRACT_VERSION,
+    MANAGER_NAME,
+    SECRET_METADATA,
+    VERSION_METADATA,
+    GenerationRequest,
+    ModelView,
+    PoolView,
+    ReplicaState,
+    SamplingParams,
+    SubmitBatch,
+    TextPrompt,
+    TextSegment,
+    decode_frame,
+    encode_command,
+)
+from model_registry.schema import RegistryEntry
+from workers.pool.client import PoolClient
+from workers.pool.errors import PoolError
+from workers.pool.ray_host import living_replicas
+from workers.pool.state import PoolOptions
+
+OPTIONS = PoolOptions(load_timeout_s=3, drain_timeout_s=2)
+
+
+def entry(model_id: str, *, replicas: int = 1, load_time_s: float = 0.0, **scaling: Any) -> RegistryEntry:
+    return RegistryEntry.model_validate(
+        {
+            "deployment_config": {"autoscaling_config": {"min_replicas": replicas, "max_replicas": replicas}},
+            "model_config": {
+                "model_id": model_id,
+                "initialization": {
+                    "initializer": {"type": "Echo", "load_time_s": load_time_s, "step_time_s": 0.01},
+                },
+            },
+            "scaling_config": {"num_gpus_per_worker": 0, "num_cpus_per_worker": 0.5, **scaling},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    one = asyncio.run(RayCluster.start_local(num_cpus=8))
+    yield one
+    asyncio.run(one.close())
+
+
+@pytest_asyncio.fixture
+async def pool(cluster: RayCluster) -> AsyncIterator[PoolClient]:
+    client = await PoolClient.find_or_start()
+    yield client
+    await client.shutdown(20)
+    assert await asyncio.to_thread(living_replicas) == set()
+
+
+async def until(pool: PoolClient, condition: Callable[[dict[str, ModelView]], bool], timeout_s: float = 25) -> PoolView:
+    """The first view of which the condition holds."""
+    async with asyncio.timeout(timeout_s):
+        async for view in pool.views():
+            if condition({model.model_id: model for model in view.models}):
+                return view
+    raise AssertionError("views never end")
+
+
+def num_ready(model: ModelView) -> int:
+    return sum(replica.state is ReplicaState.READY for replica in model.replicas)
+
+
+async def generate(view: PoolView, address: str, text: str) -> str:
+    """What the worker at the address answers to a prompt."""
+    prompt = TextPrompt((TextSegment(text, trusted=True),))
+    request = GenerationRequest(request_id=os.urandom(4).hex(), prompt=prompt, sampling=SamplingParams())
+    metadata = ((SECRET_METADATA, view.secret), (VERSION_METADATA, CONTRACT_VERSION))
+    answer = ""
+    async with asyncio.timeout(20), grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream(CHANNEL_METHOD)(metadata=metadata)
+        await call.write(encode_command(SubmitBatch((request,))))
+        while True:
+            for output in decode_frame(await call.read()).outputs:
+                assert output.fault is None
+                answer += output.text
+                if output.is_final:
+                    return answer
+
+
+async def ended(*pids: int) -> None:
+    """Until none of the processes runs; one that nobody has waited for yet does not run any more."""
+    async with asyncio.timeout(5):
+        while any(_runs(pid) for pid in pids):  # noqa: ASYNC110  no child of ours that could be waited for
+            await asyncio.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_a_killed_worker_is_replaced_and_the_other_goes_on(pool: PoolClient) -> None:
+    await pool.apply([entry("test/echo", replicas=2)], OPTIONS)
+    before = await until(pool, lambda models: num_ready(models["test/echo"]) == 2)
+    killed, kept = before.models[0].replicas
+    assert killed.address is not None
+    assert await generate(before, killed.address, "hello") == "hello"
+    pids = await pool.pids()
+    os.kill(pids[killed.replica_id], signal.SIGKILL)
+    after = await until(
+        pool,
+        lambda models: num_ready(models["test/echo"]) == 2 and killed not in models["test/echo"].replicas,
+    )
+    assert kept in after.models[0].replicas
+    assert after.version > before.version
+    assert (await pool.pids())[kept.replica_id] == pids[kept.replica_id]
+
+
+async def test_a_worker_that_gets_sigterm_ends_soon_and_is_replaced(pool: PoolClient) -> None:
+    await pool.apply([entry("test/echo")], OPTIONS)
+    before = await until(pool, lambda models: num_ready(models["test/echo"]) == 1)
+    (replica,) = before.models[0].replicas
+    pid = (await pool.pids())[replica.replica_id]
+    os.kill(pid, signal.SIGTERM)
+    await ended(pid)
+    await until(
+        pool, lambda models: num_ready(models["test/echo"]) == 1 and replica not in models["test/echo"].replicas
+    )
+
+
+async def test_a_killed_manager_comes_back_with_the_same_replicas_and_no_request_notices(pool: PoolClient) -> None:
+    await pool.apply([entry("test/echo", replicas=2)], OPTIONS)
+    before = await until(pool, lambda models: num_ready(models["test/echo"]) == 2)
+    pids = await pool.pids()
+    manager = pids.pop(MANAGER_NAME)
+    assert "torch" not in await asyncio.to_thread(Path(f"/proc/{manager}/maps").read_text)
+    address = before.models[0].replicas[0].address
+    assert address is not None
+    running = asyncio.create_task(generate(before, address, "x" * 200))
+    os.kill(manager, signal.SIGKILL)
+    after = await until(pool, lambda models: True)
+    if after.version == before.version:
+        after = await until(pool, lambda models: num_ready(models["test/echo"]) == 2)
+    assert await running == "x" * 200
+    again = await pool.pids()
+    assert again.pop(MANAGER_NAME) != manager
+    assert again == pids
+    final = await pool.view()
+    assert final.version > before.version
+    assert final.secret == before.secret
+    assert sorted(r.replica_id for r in final.models[0].replicas) == sorted(
+        r.replica_id for r in before.models[0].replicas
+    )
+
+
+async def test_what_cannot_be_placed_or_loaded_says_why_and_leaves_the_others_alone(pool: PoolClient) -> None:
+    await pool.apply(
+        [
+            entry("test/good"),
+            entry("test/unplaceable", resources_per_worker={"instance_type_g5": 0.01}),
+            entry("test/slow", load_time_s=60),
+        ],
+        OPTIONS,
+    )
+    view = await until(
+        pool,
+        lambda models: (
+            num_ready(models["test/good"]) == 1
+            and models["test/unplaceable"].replicas[0].detail.startswith("pending: ")
+            and models["test/slow"].replicas[0].state is ReplicaState.FAILED
+        ),
+    )
+    good, unplaceable, slow = (model.replicas[0] for model in view.models)
+    assert unplaceable.detail == ("pending: needs {CPU: 0.5, instance_type_g5: 0.01}; no node offers instance_type_g5")
+    assert "loading took more than 3 s" in slow.detail
+    retried = await until(pool, lambda models: "attempt 2" in models["test/slow"].replicas[0].detail)
+    assert "loading took more than 3 s" in retried.models[2].replicas[0].detail
+    assert retried.models[0].replicas == (good,)
+
+
+async def test_models_come_and_go_and_changes_are_refused(pool: PoolClient) -> None:
+    await pool.apply([entry("test/one")], OPTIONS)
+    view = await until(pool, lambda models: num_ready(models["test/one"]) == 1)
+    with pytest.raises(PoolError, match=r"test/one: is deployed with other settings"):
+        await pool.apply([entry("test/one", replicas=2), entry("test/two")], OPTIONS)
+    with pytest.raises(PoolError, match=r"test/bad: .*num_workers"):
+        await pool.apply([entry("test/two"), entry("test/bad", num_workers=2)], OPTIONS)
+    assert (await pool.view()).models == view.models, "a refused apply changes nothing"
+    assert await pool.add([entry("test/one"), entry("test/two")], OPTIONS) == ["test/two"]
+    await until(pool, lambda models: num_ready(models["test/two"]) == 1)
+    gone = (await pool.pids())[view.models[0].replicas[0].replica_id]
+    await pool.remove(["test/one", "test/unknown"], 20)
+    assert [model.model_id for model in (await pool.view()).models] == ["test/two"]
+    await ended(gone)
+
+
+async def test_after_a_shutdown_no_actor_group_or_process_is_left(cluster: RayCluster) -> None:
+    pool = await PoolClient.find_or_start()
+    await pool.apply([entry("test/echo", replicas=2)], OPTIONS)
+    await until(pool, lambda models: num_ready(models["test/echo"]) == 2)
+    pids = (await pool.pids()).values()
+    await pool.shutdown(20)
+    assert await asyncio.to_thread(living_replicas) == set()
+    assert await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True) == []
+    await ended(*pids)
+    assert await PoolClient.find() is None

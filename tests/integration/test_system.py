@@ -1,0 +1,192 @@
+"""Gateway, channel and engine together on real models: everything but Ray, in one process."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from gateway.channel import GrpcChannel
+from model_registry.loader import ZOO, load_entry
+from model_registry.schema import RegistryEntry
+from tests.support.live_gateway import LiveGateway
+from tests.support.live_worker import LiveWorker
+from tests.support.scripted_pool import SECRET, pool_view
+from workers.initializers import build_engine, initializer_for
+
+NUM_PARAMETER_SETS = 50
+TINY = "tests/tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A gateway in front of one worker."""
+
+    gateway: LiveGateway
+    worker: LiveWorker
+    model: str
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.gateway.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def run_system(entry: RegistryEntry) -> Iterator[System]:
+    engine = build_engine(entry, initializer_for(entry).load(entry, lambda line: None))
+    with LiveWorker(engine, SECRET) as worker:
+        view = pool_view(worker.view(entry))
+        with LiveGateway({}, view=view, connect=GrpcChannel) as gateway:
+            yield System(gateway, worker, entry.model_id)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llama: Path) -> Iterator[System]:
+    entry = RegistryEntry.model_validate(
+        {
+            "model_config": {
+                "model_id": TINY,
+                "initialization": {
+                    "hf_model_id": str(tiny_llama),
+                    "initializer": {"type": "SingleDevice", "dtype": "float32"},
+                },
+                "generation": {"max_batch_size": 8},
+            },
+            "scaling_config": {"num_gpus_per_worker": 0},
+        }
+    )
+    yield from run_system(entry)
+
+
+@pytest.fixture(scope="module")
+def smol(smollm2: Path) -> Iterator[System]:
+    yield from run_system(load_entry(ZOO / "HuggingFaceTB--SmolLM2-135M-Instruct.yaml"))
+
+
+def parameter_set(seed: int) -> dict[str, Any]:
+    """Any combination of what a request may say, sometimes greedy, mostly seeded."""
+    generator = random.Random(seed)
+    choices: dict[str, list[Any]] = {
+        "temperature": [0, 0.3, 0.9, 1.5],
+        "top_p": [1, 0.9, 0.5],
+        "max_tokens": [1, 2, 13, 40],
+        "presence_penalty": [0, 0.7, -0.5],
+        "frequency_penalty": [0, 0.7],
+        "n": [1, 1, 1, 3],
+        "stop": [None, "e", ["the", "w"], ["zzz"], "\n"],
+        "seed": [seed],
+    }
+    extra: dict[str, list[Any]] = {
+        "top_k": [0, 1, 5, 50],
+        "min_tokens": [0, 0, 1],
+        "repetition_penalty": [1, 1.2],
+        "ignore_eos": [False, True],
+    }
+    picked = {name: generator.choice(values) for name, values in choices.items()}
+    return {**picked, "extra_body": {name: generator.choice(values) for name, values in extra.items()}}
+
+
+@pytest.mark.parametrize("seed", range(NUM_PARAMETER_SETS))
+def test_a_stream_says_exactly_what_the_whole_reply_says(tiny: System, seed: int) -> None:
+    parameters = parameter_set(seed)
+    with tiny.client as client:
+        create: Any
+        if seed % 2:
+            create, prompt = client.completions.create, {"prompt": "the quick brown fox"}
+        else:
+            create = client.chat.completions.create
+            prompt = {"messages": [{"role": "user", "content": "the quick brown fox"}]}  # type: ignore[dict-item]
+        whole = create(model=TINY, **prompt, **parameters)
+        chunks = list(create(model=TINY, **prompt, **parameters, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.model_dump(exclude={"prompt_tokens_details"}) == whole.usage.model_dump(
+        exclude={"prompt_tokens_details"}
+    )
+    for choice in whole.choices:
+        streamed = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
+        texts = [part.text if seed % 2 else part.delta.content or "" for part in streamed]
+        assert "".join(texts) == (choice.text if seed % 2 else choice.message.content)
+        assert [part.finish_reason for part in streamed if part.finish_reason] == [choice.finish_reason]
+
+
+def test_the_same_seed_says_the_same_again(tiny: System) -> None:
+    with tiny.client as client:
+        texts = [
+            client.completions.create(model=TINY, prompt="every worker", seed=seed, max_tokens=20).choices[0].text
+            for seed in (5, 5, 6)
+        ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_choices_of_one_request_differ_and_repeat_with_its_seed(tiny: System) -> None:
+    def texts() -> list[str]:
+        with tiny.client as client:
+            reply = client.completions.create(model=TINY, prompt="there is", seed=9, n=3, max_tokens=20)
+        return [choice.text for choice in reply.choices]
+
+    assert texts() == texts()
+    assert len(set(texts())) == 3
+
+
+@pytest.mark.parametrize("stop", ["France", "is P", ".", "The", "Paris."])
+def test_stops_are_never_shown_and_lose_no_text(smol: System, stop: str) -> None:
+    question: Any = {"role": "user", "content": "What is the capital of France?"}
+    with smol.client as client:
+        full = client.chat.completions.create(model=smol.model, messages=[question], temperature=0, max_tokens=20)
+        text = full.choices[0].message.content or ""
+        assert stop in text
+        chunks = list(
+            client.chat.completions.create(
+                model=smol.model, messages=[question], temperature=0, max_tokens=20, stop=stop, stream=True
+            )
+        )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text[: text.index(stop)]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_is_out_of_the_engine_at_once(smol: System, streaming: bool) -> None:
+    """From closing the socket to a free slot: at most 250 ms while decoding."""
+    body = {"model": smol.model, "prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": streaming}
+    for _ in range(5):
+        host, port = smol.gateway.url.removeprefix("http://").split(":")
+        request = httpx.Request("POST", f"{smol.gateway.url}/v1/completions", json=body)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"{head}Content-Length: {len(request.content)}\r\n\r\n".encode() + request.content)
+            if streaming:
+                assert connection.recv(100)
+            deadline = time.monotonic() + 10
+            while smol.worker.num_sequences != 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(0.2)
+        left_at = time.monotonic()
+        while smol.worker.num_sequences:
+            assert time.monotonic() - left_at < 0.25
+            time.sleep(0.002)
+
+
+def test_adversarial_neighbours_change_nothing(smol: System) -> None:
+    """A greedy answer is the same alone and beside requests with extreme parameters."""
+    with smol.client as client:
+
+        def answer() -> str:
+            reply = client.completions.create(model=smol.model, prompt="Water is", temperature=0, max_tokens=12)
+            return reply.choices[0].text
+
+        alone = answer()
+        extremes: Any = {"temperature": 2, "presence_penalty": 2, "extra_body": {"repetition_penalty": 10, "top_k": 1}}
+        streams = [
+            client.completions.create(model=smol.model, prompt=f"Noise {n}", max_tokens=40, stream=True, **extremes)
+            for n in range(4)
+        ]
+        assert answer() == alone
+        for stream in streams:
+            stream.close()

@@ -1,0 +1,87 @@
+"""The command line: what it accepts, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aviary.cli import parser, run
+
+GOOD = """\
+model_config:
+  model_id: test/echo
+  initialization:
+    initializer:
+      type: Echo
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AVIARY_REGISTRY", "AVIARY_MODELS", "AVIARY_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("aviary.ray_environment.prepare", lambda *_: None)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    (tmp_path / "test--echo.yaml").write_text(GOOD)
+    return tmp_path
+
+
+def test_each_command_names_a_function_that_exists() -> None:
+    for command in ("serve", "deploy", "gateway", "status", "shutdown", "models"):
+        assert ":" in parser().parse_args([command]).command
+
+
+def test_help_tells_the_exit_statuses_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for expected in ("exit status:", "AVIARY_MODELS", "RAY_ADDRESS", "serve", "validate", "130"):
+        assert expected in text
+
+
+@pytest.mark.parametrize("port", ["http", "-1", "65536"])
+def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(["serve", f"--port={port}"])
+    assert exit_info.value.code == 2
+    assert "is not a port" in capsys.readouterr().err
+
+
+def test_a_valid_file_and_folder_are_called_so(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", str(registry)]) == 0
+    assert run(["validate", str(registry / "test--echo.yaml")]) == 0
+    assert capsys.readouterr().out.count("1 valid model\n") == 2
+
+
+def test_every_problem_of_a_folder_is_reported_at_once(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (registry / "test--typo.yaml").write_text(GOOD.replace("test/echo", "test/typo").replace("type:", "tipe:"))
+    (registry / "test--empty.yaml").write_text("")
+    assert run(["validate", str(registry)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("aviary: 2 problems")
+    assert "test--typo.yaml: model_config.initialization.initializer" in error
+    assert "test--empty.yaml" in error
+
+
+def test_a_broken_registry_ends_every_other_command_with_2(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (registry / "test--echo.yaml").write_text("model_config: 3")
+    assert run(["models", "--registry", str(registry)]) == 2
+    assert "test--echo.yaml" in capsys.readouterr().err
+
+
+def test_models_lists_what_the_registry_offers(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--registry", str(registry)]) == 0
+    assert capsys.readouterr().out == "test/echo  Echo\n"
+
+
+def test_an_unknown_log_level_is_named(
+    registry: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AVIARY_LOG_LEVEL", "loud")
+    assert run(["models", "--registry", str(registry)]) == 2
+    assert capsys.readouterr().err.startswith("aviary: AVIARY_LOG_LEVEL=loud")

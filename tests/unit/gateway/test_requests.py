@@ -1,0 +1,166 @@
+"""Request bodies: what is taken, and OpenAI's code and path for what is not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.errors import InvalidRequestError
+from gateway.protocol.chat import ChatCompletionRequest
+from gateway.protocol.completions import CompletionRequest
+from gateway.protocol.fields import NO_EFFECT
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+TEXT: dict[str, Any] = {"model": "m", "prompt": "hi"}
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return ChatCompletionRequest.parse(json.dumps(CHAT | fields).encode(), max_choices=8)
+
+
+def text(**fields: Any) -> CompletionRequest:
+    return CompletionRequest.parse(json.dumps(TEXT | fields).encode(), max_choices=8)
+
+
+def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content} | fields]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"model": 1}, "invalid_type", "model"),
+        ({"model": None}, "invalid_type", "model"),
+        ({"messages": "hi"}, "invalid_type", "messages"),
+        ({"messages": []}, "empty_array", "messages"),
+        ({"messages": ["hi"]}, "invalid_type", "messages[0]"),
+        ({"messages": [{"content": "hi"}]}, "missing_required_parameter", "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "unsupported_value", "messages[0].role"),
+        ({"messages": user(None)}, "invalid_type", "messages[0].content"),
+        ({"messages": user([{"type": "image_url"}])}, "unsupported_value", "messages[0].content[0].type"),
+        ({"messages": user([{"type": "text"}])}, "missing_required_parameter", "messages[0].content[0].text"),
+        ({"messages": user("hi", name="Ann")}, "unsupported_parameter", "messages[0].name"),
+        ({"messages": user("hi", mood="good")}, "unknown_parameter", "messages[0].mood"),
+        ({"<b>": 1}, "unknown_parameter", "<b>"),
+        ({"<text>": 1}, "unknown_parameter", "<text>"),
+        ({"temperature": "hot"}, "invalid_type", "temperature"),
+        ({"temperature": True}, "invalid_type", "temperature"),
+        ({"temperature": 2.1}, "decimal_above_max_value", "temperature"),
+        ({"temperature": -1}, "decimal_below_min_value", "temperature"),
+        ({"top_p": 1.5}, "decimal_above_max_value", "top_p"),
+        ({"top_k": -2}, "integer_below_min_value", "top_k"),
+        ({"max_tokens": 0}, "integer_below_min_value", "max_tokens"),
+        ({"max_tokens": 1.5}, "invalid_type", "max_tokens"),
+        ({"max_tokens": 2**31}, "integer_above_max_value", "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "invalid_value", "max_completion_tokens"),
+        ({"n": 0}, "integer_below_min_value", "n"),
+        ({"n": 9}, "integer_above_max_value", "n"),
+        ({"n": True}, "invalid_type", "n"),
+        ({"seed": 2**63}, "integer_above_max_value", "seed"),
+        ({"stop": ""}, "empty_string", "stop"),
+        ({"stop": 7}, "invalid_type", "stop"),
+        ({"stop": ["a", ""]}, "empty_string", "stop[1]"),
+        ({"stop": ["a"] * 17}, "array_above_max_length", "stop"),
+        ({"stop": ["a" * 257]}, "string_above_max_length", "stop[0]"),
+        ({"presence_penalty": 3}, "decimal_above_max_value", "presence_penalty"),
+        ({"repetition_penalty": 0}, "decimal_below_min_value", "repetition_penalty"),
+        ({"stream": "yes"}, "invalid_type", "stream"),
+        ({"stream": True, "stream_options": {"usage": True}}, "unknown_parameter", "stream_options.usage"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
+        ({"tools": [{}]}, "unsupported_parameter", "tools"),
+        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+        ({"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias"),
+        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
+        ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
+        ({"temprature": 1}, "unknown_parameter", "temprature"),
+    ],
+)
+def test_a_wrong_field_of_a_chat_is_named_with_openais_code(fields: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(**fields)
+    error = caught.value
+    assert (error.status, error.type, error.code, error.param) == (400, "invalid_request_error", code, param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"prompt": None}, "invalid_type", "prompt"),
+        ({"prompt": ["a", "b"]}, "unsupported_value", "prompt"),
+        ({"prompt": [1, 2]}, "unsupported_value", "prompt"),
+        ({"best_of": 3}, "unsupported_parameter", "best_of"),
+        ({"echo": True}, "unsupported_parameter", "echo"),
+        ({"logprobs": 0}, "unsupported_parameter", "logprobs"),
+        ({"suffix": "x"}, "unsupported_parameter", "suffix"),
+        ({"messages": []}, "unknown_parameter", "messages"),
+    ],
+)
+def test_a_wrong_field_of_a_completion_is_named_with_openais_code(
+    fields: dict[str, Any], code: str, param: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        text(**fields)
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    body = json.dumps({name: value for name, value in CHAT.items() if name != missing}).encode()
+    with pytest.raises(InvalidRequestError) as caught:
+        ChatCompletionRequest.parse(body, max_choices=8)
+    assert (caught.value.code, caught.value.param) == ("missing_required_parameter", missing)
+
+
+def test_the_message_says_what_was_expected_and_what_came() -> None:
+    with pytest.raises(InvalidRequestError, match="expected a decimal, but got a string instead"):
+        chat(temperature="hot")
+    with pytest.raises(InvalidRequestError, match="Expected a value <= 2, but got 3 instead"):
+        chat(temperature=3)
+
+
+def test_fields_that_only_steer_openais_service_are_taken_whatever_they_hold() -> None:
+    assert chat(**{name: {"any": ["thing"]} for name in NO_EFFECT}).model == "m"
+    assert text(**dict.fromkeys(NO_EFFECT, 7)).model == "m"
+
+
+def test_later_fields_are_taken_where_they_change_nothing() -> None:
+    chat(
+        logprobs=False, top_logprobs=0, tools=[], tool_choice="none", response_format={"type": "text"}, logit_bias={},
+        functions=[], modalities=["text"], min_p=0, parallel_tool_calls=True, prediction=None,
+    )  # fmt: skip
+    text(best_of=1, echo=False, suffix=None, logprobs=None)
+    text(best_of=2, n=2)
+
+
+def test_every_field_may_be_null_but_model_and_prompt() -> None:
+    optional = set(ChatCompletionRequest.model_fields) - {"model", "messages"}
+    assert chat(**dict.fromkeys(optional)) == chat()
+
+
+def test_an_assistants_reply_can_be_sent_back_as_it_came() -> None:
+    reply = {
+        "role": "assistant", "content": "yes", "refusal": None, "annotations": None, "audio": None,
+        "function_call": None, "tool_calls": None,
+    }  # fmt: skip
+    assert chat(messages=[reply]).messages[0].text == "yes"
+
+
+def test_text_parts_are_lines_of_one_content() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(messages=user(parts)).messages[0].text == "a\nb"
+
+
+@pytest.mark.parametrize(("stop", "stops"), [(None, ()), ([], ()), ("x", ("x",)), (["x", "y"], ("x", "y"))])
+def test_stop_takes_null_a_string_or_a_list(stop: Any, stops: tuple[str, ...]) -> None:
+    assert chat(stop=stop).stops == stops
+
+
+def test_the_schema_of_a_body_names_every_field_and_stands_alone() -> None:
+    schema = ChatCompletionRequest.body_schema()
+    assert set(NO_EFFECT) <= set(schema["properties"])
+    assert "$ref" not in json.dumps(schema)

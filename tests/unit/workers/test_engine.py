@@ -1,0 +1,343 @@
+"""The whole engine on the echo model: scheduling, limits, stops, preemption, faults, aborts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from model_registry.contract import (
+    FaultKind,
+    FinishReason,
+    GenerationRequest,
+    RequestFaultError,
+    SamplingParams,
+    SequenceOutput,
+    TextPrompt,
+    TextSegment,
+    TokenPrompt,
+)
+from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
+from workers.engine.engine import Engine, EngineLimits
+from workers.engine.runner import StepPlan
+from workers.engine.sequence import Sequence
+from workers.errors import DeviceLostError
+
+MakeEngine = Callable[..., Engine]
+
+
+def make_engine(
+    *,
+    num_kv_blocks: int = 64,
+    max_model_len: int = 256,
+    max_batch_size: int = 8,
+    max_batch_tokens: int = 64,
+    runner: EchoRunner | None = None,
+    sampler: EchoSampler | None = None,
+) -> Engine:
+    limits = EngineLimits(
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        max_batch_tokens=max_batch_tokens,
+        num_kv_blocks=num_kv_blocks,
+        kv_block_size=BLOCK_SIZE,
+    )
+    return Engine(runner or EchoRunner(num_kv_blocks), sampler or EchoSampler(), ByteTokenizer(), limits=limits)
+
+
+def request(request_id: str, text: str, **sampling: object) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=request_id,
+        prompt=TextPrompt((TextSegment(text, trusted=True),)),
+        sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
+    )
+
+
+def submit(engine: Engine, request_id: str, text: str, **sampling: object) -> None:
+    engine.submit(engine.prepare(request(request_id, text, **sampling)))
+
+
+def drain(engine: Engine, max_steps: int = 5_000) -> dict[str, SequenceOutput]:
+    """Step until idle; all outputs of each request as one."""
+    outputs: dict[str, SequenceOutput] = {}
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return outputs
+        for output in engine.step():
+            known = outputs.get(output.request_id)
+            assert known is None or not known.is_final
+            outputs[output.request_id] = known.followed_by(output) if known else output
+    raise AssertionError("the engine did not come to rest")
+
+
+def generate(text: str, **sampling: object) -> SequenceOutput:
+    engine = make_engine()
+    submit(engine, "only", text, **sampling)
+    return drain(engine)["only"]
+
+
+def test_it_answers_until_the_model_ends() -> None:
+    output = generate("hello world")
+    assert (output.text, output.finish_reason) == ("hello world", FinishReason.STOP)
+    assert output.usage is not None
+    assert (output.usage.prompt_tokens, output.usage.completion_tokens) == (12, 12)
+
+
+def test_max_tokens_ends_it_with_length() -> None:
+    output = generate("hello world", max_tokens=4)
+    assert (output.text, output.finish_reason, len(output.token_ids)) == ("hell", FinishReason.LENGTH, 4)
+
+
+def test_min_tokens_keeps_it_going_past_the_models_end() -> None:
+    output = generate("abc", min_tokens=5, max_tokens=20)
+    assert output.text.startswith("abc ")
+    assert len(output.token_ids) >= 6
+
+
+def test_ignore_eos_goes_on_to_the_limit() -> None:
+    output = generate("abc", ignore_eos=True, max_tokens=11)
+    assert (output.text, output.finish_reason) == ("abcabcabc", FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text"),
+    [
+        ({"stop": ("o w",)}, "hell"),
+        ({"stop": ("h",)}, ""),
+        ({"stop": ("world", "lo wor")}, "hel"),
+        ({"stop_token_ids": (ord("w"),)}, "hello "),
+        ({"stop_token_sequences": (tuple(b"wor"),)}, "hello "),
+        ({"stop": ("never",)}, "hello world"),
+    ],
+)
+def test_stops_end_it_with_stop_and_are_not_shown(sampling: dict[str, object], text: str) -> None:
+    output = generate("hello world", **sampling)
+    assert (output.text, output.finish_reason) == (text, FinishReason.STOP)
+
+
+def test_text_held_back_for_a_stop_is_shown_at_the_limit() -> None:
+    output = generate("abcdef", stop=("cdX",), max_tokens=4)
+    assert (output.text, output.finish_reason) == ("abcd", FinishReason.LENGTH)
+
+
+def test_a_stop_that_completes_with_the_last_allowed_token_is_a_stop() -> None:
+    output = generate("abcdef", stop=("cd",), max_tokens=4)
+    assert (output.text, output.finish_reason) == ("ab", FinishReason.STOP)
+
+
+def test_a_prompt_too_long_for_the_context_is_refused_with_the_numbers() -> None:
+    engine = make_engine(max_model_len=32)
+    with pytest.raises(RequestFaultError, match=r"32 tokens.*41 in the prompt") as refused:
+        engine.prepare(request("long", "x" * 40))
+    assert refused.value.fault.kind is FaultKind.CONTEXT_LENGTH_EXCEEDED
+
+
+def test_a_completion_that_cannot_fit_is_refused_rather_than_cut() -> None:
+    engine = make_engine(max_model_len=32)
+    with pytest.raises(RequestFaultError, match="50 for the completion"):
+        engine.prepare(request("greedy", "x", max_tokens=50))
+
+
+def test_without_max_tokens_the_context_is_the_limit() -> None:
+    engine = make_engine(max_model_len=32)
+    submit(engine, "all", "abc", ignore_eos=True)
+    output = drain(engine)["all"]
+    assert output.finish_reason is FinishReason.LENGTH
+    assert len(output.token_ids) == 32 - 4
+
+
+def test_a_default_limit_gives_way_to_the_room_there_is() -> None:
+    engine = make_engine(max_model_len=32)
+    submit(engine, "modest", "abc", max_tokens=50, max_tokens_is_default=True, ignore_eos=True)
+    output = drain(engine)["modest"]
+    assert (output.finish_reason, len(output.token_ids)) == (FinishReason.LENGTH, 32 - 4)
+
+
+def test_stop_tokens_outside_the_vocabulary_are_refused_by_value() -> None:
+    with pytest.raises(RequestFaultError, match="Stop token 100000"):
+        make_engine().prepare(request("bad", "x", stop_token_sequences=((1, 100_000),)))
+
+
+def test_token_prompts_are_checked_against_the_vocabulary() -> None:
+    bad = GenerationRequest(request_id="bad", prompt=TokenPrompt((1, 2, 999)), sampling=SamplingParams())
+    with pytest.raises(RequestFaultError, match="vocabulary"):
+        make_engine().prepare(bad)
+
+
+def test_an_id_that_is_running_is_refused() -> None:
+    engine = make_engine()
+    submit(engine, "twice", "abc")
+    with pytest.raises(RequestFaultError, match="already running"):
+        submit(engine, "twice", "abc")
+
+
+def test_a_short_request_is_not_kept_waiting_by_long_ones() -> None:
+    engine = make_engine()
+    for number in range(7):
+        submit(engine, f"long {number}", "x" * 40, ignore_eos=True, max_tokens=100)
+    engine.step()
+    submit(engine, "short", "abc", max_tokens=3)
+    finished: list[str] = []
+    while engine.has_work:
+        finished += [output.request_id for output in engine.step() if output.is_final]
+    assert finished[0] == "short"
+
+
+def test_more_requests_than_the_batch_holds_wait_in_order() -> None:
+    engine = make_engine(max_batch_size=2)
+    for number in range(6):
+        submit(engine, str(number), "abc")
+    engine.step()
+    assert (engine.status().num_running, engine.status().num_waiting) == (2, 4)
+    assert list(drain(engine)) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode() -> None:
+    engine = make_engine(max_batch_tokens=16)
+    submit(engine, "talking", "abcdefghij")
+    engine.step()
+    submit(engine, "long", "y" * 100)
+    decoded = 0
+    while engine.status().num_running < 2 or decoded < 5:
+        decoded += sum(output.request_id == "talking" for output in engine.step())
+    outputs = drain(engine)
+    assert outputs["long"].text == "y" * 100
+
+
+def test_preemption_loses_and_repeats_nothing() -> None:
+    engine = make_engine(num_kv_blocks=6, max_model_len=96)
+    texts = {str(number): f"text of sequence {number} " * 2 for number in range(4)}
+    for request_id, text in texts.items():
+        submit(engine, request_id, text)
+    outputs = drain(engine)
+    assert engine.status().num_preemptions > 0
+    assert {request_id: output.text for request_id, output in outputs.items()} == texts
+    assert engine.status().kv_cache_usage == 0
+
+
+def test_a_newcomer_waits_when_those_who_run_will_need_the_last_blocks() -> None:
+    """Admitted into the last free block, it would be preempted a few tokens later and prefilled again."""
+    engine = make_engine(num_kv_blocks=2, max_model_len=32)
+    submit(engine, "running", "x" * (BLOCK_SIZE - 6), ignore_eos=True, max_tokens=12)
+    engine.step()
+    submit(engine, "newcomer", "yyyyy", ignore_eos=True, max_tokens=10)
+    outputs = drain(engine)
+    assert outputs["newcomer"].text == "yyyyyyyyy"  # the end of sequence between two echoes has no text
+    assert engine.status().num_preemptions == 0
+
+
+def test_a_repeated_prompt_comes_from_the_prefix_cache() -> None:
+    engine = make_engine()
+    text = "a long enough system prompt that fills more than two blocks"
+    submit(engine, "first", text)
+    drain(engine)
+    submit(engine, "second", text)
+    output = drain(engine)["second"]
+    assert output.text == text
+    assert output.usage is not None
+    assert output.usage.cached_tokens == 48
+
+
+def test_an_aborted_sequence_emits_nothing_more_and_frees_its_blocks() -> None:
+    engine = make_engine()
+    submit(engine, "gone", "x" * 40, ignore_eos=True)
+    submit(engine, "stays", "abc")
+    engine.step()
+    engine.abort("gone")
+    engine.abort("never known")
+    outputs = drain(engine)
+    assert list(outputs) == ["stays"]
+    assert engine.status().kv_cache_usage == 0
+
+
+class PoisonedRunner(EchoRunner):
+    """Fails whenever a marked prompt is in the step."""
+
+    def run(self, plan: StepPlan) -> list[int]:
+        if any(ord("!") in chunk.token_ids for chunk in plan.chunks):
+            raise MemoryError("poisoned")
+        return super().run(plan)
+
+
+def test_a_request_that_breaks_the_model_ends_alone() -> None:
+    engine = make_engine(runner=PoisonedRunner(64))
+    submit(engine, "good 1", "abc")
+    submit(engine, "bad", "!!!")
+    submit(engine, "good 2", "def")
+    outputs = drain(engine)
+    assert (outputs["good 1"].text, outputs["good 2"].text) == ("abc", "def")
+    fault = outputs["bad"].fault
+    assert fault is not None
+    assert fault.kind is FaultKind.ENGINE_FAULT
+    assert "poisoned" not in fault.message
+    assert engine.status().kv_cache_usage == 0
+
+
+class LostDeviceRunner(EchoRunner):
+    def run(self, plan: StepPlan) -> list[int]:
+        raise DeviceLostError("CUDA error: device-side assert triggered")
+
+
+def test_a_lost_device_ends_the_engine_and_is_blamed_on_no_request() -> None:
+    engine = make_engine(runner=LostDeviceRunner(64))
+    submit(engine, "innocent", "abc")
+    with pytest.raises(DeviceLostError):
+        engine.step()
+
+
+class OneRowFails(EchoSampler):
+    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[int | Exception]:
+        tokens = super().sample(rows, sequences)
+        return [
+            ArithmeticError("not finite") if sequence.request_id == "bad" else token
+            for token, sequence in zip(tokens, sequences, strict=True)
+        ]
+
+
+def test_a_row_that_cannot_be_sampled_ends_its_own_request_only() -> None:
+    engine = make_engine(sampler=OneRowFails())
+    submit(engine, "bad", "abc")
+    submit(engine, "good", "def")
+    outputs = drain(engine)
+    assert outputs["bad"].fault is not None
+    assert outputs["good"].text == "def"
+
+
+def test_draws_depend_on_seed_and_position_alone() -> None:
+    engine = make_engine()
+    first = engine.prepare(request("a", "one prompt", seed=7))
+    second = engine.prepare(request("b", "another", seed=7))
+    other = engine.prepare(request("c", "one prompt", seed=8))
+    assert first.draw() == first.draw() == second.draw() != other.draw()
+    before = first.draw()
+    first.append(1)
+    assert first.draw() != before
+    assert 0 <= min(first.draw(), other.draw()) <= max(first.draw(), other.draw()) < 1
+
+
+def test_random_load_with_aborts_answers_everything_exactly_once() -> None:
+    generator = random.Random(1)
+    engine = make_engine(num_kv_blocks=16, max_batch_size=5, max_batch_tokens=24, max_model_len=200)
+    expected: dict[str, str] = {}
+    finished: dict[str, str] = {}
+    partial: dict[str, str] = {}
+    for step in range(3_000):
+        if generator.random() < 0.2 and step < 2_000:
+            text = "".join(generator.choices("abc", k=generator.randrange(1, 90)))
+            submit(engine, str(step), text)
+            expected[str(step)] = text
+        if generator.random() < 0.02 and expected.keys() - finished.keys():
+            victim = generator.choice(sorted(expected.keys() - finished.keys()))
+            engine.abort(victim)
+            del expected[victim]
+        for output in engine.step():
+            assert output.request_id in expected
+            assert output.request_id not in finished
+            partial[output.request_id] = partial.get(output.request_id, "") + output.text
+            if output.is_final:
+                finished[output.request_id] = partial[output.request_id]
+    drain(engine)
+    assert len(finished) > 100
+    assert all(expected[request_id] == text for request_id, text in finished.items())
+    assert engine.status().kv_cache_usage == 0

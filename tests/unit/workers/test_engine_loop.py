@@ -1,0 +1,156 @@
+"""The engine's thread: work in from any thread, frames out, nothing left behind."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from model_registry.contract import (
+    FaultKind,
+    Frame,
+    GenerationRequest,
+    SamplingParams,
+    SequenceOutput,
+    TextPrompt,
+    TextSegment,
+)
+from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
+from workers.engine.engine import Engine, EngineLimits
+from workers.engine.loop import EngineLoop
+from workers.engine.runner import StepPlan
+from workers.engine.sequence import Sequence
+
+WAIT_S = 10
+
+
+def make_engine(runner: EchoRunner | None = None) -> Engine:
+    limits = EngineLimits(
+        max_model_len=256, max_batch_size=4, max_batch_tokens=64, num_kv_blocks=64, kv_block_size=BLOCK_SIZE
+    )
+    return Engine(runner or EchoRunner(64, step_time_s=0.001), EchoSampler(), ByteTokenizer(), limits=limits)
+
+
+class Reader:
+    """Collects frames and waits for outputs."""
+
+    def __init__(self) -> None:
+        self.frames: queue.Queue[Frame] = queue.Queue()
+        self.seen: dict[str, SequenceOutput] = {}
+
+    def until_final(self, request_id: str) -> SequenceOutput:
+        while True:
+            for output in self.frames.get(timeout=WAIT_S).outputs:
+                known = self.seen.get(output.request_id)
+                self.seen[output.request_id] = known.followed_by(output) if known else output
+            if request_id in self.seen and self.seen[request_id].is_final:
+                return self.seen[request_id]
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def loop(reader: Reader) -> Iterator[EngineLoop]:
+    loop = EngineLoop(make_engine(), reader.frames.put)
+    loop.start()
+    yield loop
+    loop.stop(WAIT_S)
+
+
+def request(request_id: str, text: str, **sampling: object) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=request_id,
+        prompt=TextPrompt((TextSegment(text, trusted=True),)),
+        sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
+    )
+
+
+def test_requests_submitted_together_are_answered(loop: EngineLoop, reader: Reader) -> None:
+    loop.submit([request("a", "first"), request("b", "second")])
+    assert reader.until_final("a").text == "first"
+    assert reader.until_final("b").text == "second"
+
+
+def test_a_request_that_cannot_be_prepared_gets_its_fault_in_a_frame(loop: EngineLoop, reader: Reader) -> None:
+    loop.submit([request("long", "x" * 1000)])
+    fault = reader.until_final("long").fault
+    assert fault is not None
+    assert fault.kind is FaultKind.CONTEXT_LENGTH_EXCEEDED
+
+
+def test_an_abort_stops_the_work(loop: EngineLoop, reader: Reader) -> None:
+    loop.submit([request("endless", "x" * 10, ignore_eos=True)])
+    reader.frames.get(timeout=WAIT_S)
+    loop.abort(["endless"])
+    loop.submit([request("next", "abc")])
+    reader.until_final("next")
+    assert loop.status().num_running == 0
+
+
+def test_an_abort_that_overtakes_the_tokenizer_wins(reader: Reader) -> None:
+    tokenizing = threading.Event()
+    release = threading.Event()
+    engine = make_engine()
+    prepare = engine.prepare
+
+    def slow_prepare(request: object) -> Sequence:
+        tokenizing.set()
+        release.wait(WAIT_S)
+        return prepare(request)  # type: ignore[arg-type]
+
+    engine.prepare = slow_prepare  # type: ignore[method-assign]
+    loop = EngineLoop(engine, reader.frames.put)
+    loop.start()
+    loop.submit([request("gone", "abc")])
+    assert tokenizing.wait(WAIT_S)
+    loop.abort(["gone"])
+    release.set()
+    loop.submit([request("kept", "abc")])
+    reader.until_final("kept")
+    loop.stop(WAIT_S)
+    assert "gone" not in reader.seen
+
+
+def test_an_engine_that_fails_reports_it_once() -> None:
+    class Broken(EchoRunner):
+        def run(self, plan: StepPlan) -> list[int]:
+            raise SystemExit("worse than any request")
+
+    crashed: queue.Queue[BaseException] = queue.Queue()
+    loop = EngineLoop(make_engine(Broken(64)), lambda frame: None, crashed.put)
+    loop.start()
+    loop.submit([request("a", "abc")])
+    assert isinstance(crashed.get(timeout=WAIT_S), SystemExit)
+
+
+def test_work_that_never_steps_shows_in_the_status() -> None:
+    """Health is judged by progress: a step that hangs must leave its request visible."""
+    stepping, release = threading.Event(), threading.Event()
+
+    class Hanging(EchoRunner):
+        def run(self, plan: StepPlan) -> list[int]:
+            stepping.set()
+            release.wait(WAIT_S)
+            return super().run(plan)
+
+    loop = EngineLoop(make_engine(Hanging(64)), lambda frame: None)
+    loop.start()
+    loop.submit([request("stuck", "abc")])
+    assert stepping.wait(WAIT_S)
+    status = loop.status()
+    release.set()
+    loop.stop(WAIT_S)
+    assert (status.num_running + status.num_waiting, status.num_steps) == (1, 0)
+
+
+def test_stopping_ends_the_thread_in_the_middle_of_work() -> None:
+    loop = EngineLoop(make_engine(), lambda frame: None)
+    loop.start()
+    loop.submit([request("endless", "abc", ignore_eos=True)])
+    loop.stop(WAIT_S)
+    assert "engine" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,25 @@
+"""Echo keeps the sizes that the registry gives it, or says that it cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_registry.schema import RegistryEntry
+from workers.errors import LoadError
+from workers.initializers.base import LoadedModel
+from workers.initializers.echo import EchoInitializer
+
+
+def load(**generation: int) -> LoadedModel:
+    model = {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}, "generation": generation}
+    return EchoInitializer().load(RegistryEntry.model_validate({"model_config": model}), lambda _: None)
+
+
+def test_the_context_is_never_longer_than_the_kv_cache() -> None:
+    loaded = load(kv_cache_tokens=64)
+    assert loaded.num_kv_blocks * loaded.kv_block_size == loaded.max_model_len == 64
+
+
+def test_a_kv_cache_too_small_for_the_context_asked_for_is_refused() -> None:
+    with pytest.raises(LoadError, match=r"raise generation\.kv_cache_tokens"):
+        load(kv_cache_tokens=64, max_model_len=128)

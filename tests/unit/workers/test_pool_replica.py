@@ -1,0 +1,299 @@
+"""A replica's life, and a deployment's answer to its death, over a host without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from model_registry.contract import ReplicaState, WorkerStatus
+from model_registry.schema import RegistryEntry
+from workers.pool import replica as replica_module
+from workers.pool.deployment import Deployment
+from workers.pool.replica import TRANSITIONS, Replica, ReplicaFailedError
+from workers.pool.state import PoolOptions, WantedModel
+from workers.report import WorkerPhase, WorkerReport
+
+
+class FakeWorker:
+    """A worker whose life the test decides."""
+
+    def __init__(self) -> None:
+        self.alive = asyncio.Event()
+        self.loaded = asyncio.Event()
+        self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.load_error: str | None = None
+        self.calls: list[str] = []
+        self.drain_timeout_s = 0.0
+        self.status = WorkerStatus()
+        self.phase = WorkerPhase.LOADING
+
+    async def start(self) -> str:
+        await self.loaded.wait()
+        if self.load_error:
+            raise ReplicaFailedError(self.load_error)
+        return "127.0.0.1:1"
+
+    async def report(self, seen: int | None, timeout_s: float) -> WorkerReport:
+        await self.alive.wait()
+        if seen is not None:
+            await asyncio.sleep(timeout_s)
+        return WorkerReport(
+            version=1, phase=self.phase, detail="fetching", pid=42, max_model_len=128, status=self.status
+        )
+
+    async def drain(self, timeout_s: float) -> bool:
+        self.calls.append("drain")
+        self.drain_timeout_s = timeout_s
+        return True
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+
+    async def wait_until_stopped(self, timeout_s: float) -> bool:
+        await asyncio.shield(self.died)
+        raise ReplicaFailedError("its process died")
+
+
+class FakeHost:
+    """A place in no cluster."""
+
+    def __init__(self) -> None:
+        self.worker = FakeWorker()
+        self.pending: str | None = None
+        self.removed = 0
+
+    async def launch(self) -> FakeWorker:
+        return self.worker
+
+    async def why_pending(self) -> str | None:
+        return self.pending
+
+    async def remove(self) -> None:
+        self.removed += 1
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST_PLACEMENT_NEWS_S", "PLACEMENT_NEWS_S", "PROGRESS_PAUSE_S", "HEALTH_PERIOD_S"):
+        monkeypatch.setattr(replica_module, name, 0.01)
+    monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.2)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+def state_of(replica: Replica) -> ReplicaState:
+    return replica.state
+
+
+@asynccontextmanager
+async def running(host: FakeHost, load_timeout_s: float = 10) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
+    replica = Replica("r1", host, load_timeout_s=load_timeout_s, on_change=lambda: None)
+    task = asyncio.create_task(replica.run())
+    yield replica, task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_replica_goes_from_pending_over_starting_to_ready() -> None:
+    host = FakeHost()
+    async with running(host) as (replica, _):
+        await until(lambda: replica.detail == "starting its process")
+        assert state_of(replica) is ReplicaState.PENDING
+        host.worker.alive.set()
+        await until(lambda: replica.detail == "fetching")
+        assert state_of(replica) is ReplicaState.STARTING
+        host.worker.loaded.set()
+        await until(lambda: state_of(replica) is ReplicaState.READY)
+        assert replica.view.address == "127.0.0.1:1"
+        assert (replica.max_model_len, replica.pid, replica.view.detail) == (128, 42, "")
+
+
+async def test_a_replica_without_a_place_says_why_for_as_long_as_it_takes() -> None:
+    host = FakeHost()
+    host.pending = "pending: no node offers g5"
+    async with running(host, load_timeout_s=0.05) as (replica, task):
+        await until(lambda: replica.detail == "pending: no node offers g5")
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        assert replica.settled.is_set()
+
+
+async def test_a_failed_load_ends_it_with_the_reason() -> None:
+    host = FakeHost()
+    host.worker.alive.set()
+    host.worker.load_error = "weights not found"
+    async with running(host) as (replica, task):
+        host.worker.loaded.set()
+        with pytest.raises(ReplicaFailedError, match="weights not found"):
+            await task
+        assert (replica.state, replica.detail) == (ReplicaState.FAILED, "weights not found")
+        assert replica.served_s is None
+
+
+async def test_a_load_that_takes_too_long_ends_it_and_names_the_setting() -> None:
+    host = FakeHost()
+    host.worker.alive.set()
+    async with running(host, load_timeout_s=0.05) as (replica, task):
+        with pytest.raises(ReplicaFailedError, match="AVIARY_LOAD_TIMEOUT_S"):
+            await task
+        assert state_of(replica) is ReplicaState.FAILED
+
+
+async def serving(host: FakeHost, replica: Replica) -> None:
+    host.worker.phase = WorkerPhase.SERVING
+    host.worker.alive.set()
+    host.worker.loaded.set()
+    await until(lambda: state_of(replica) is ReplicaState.READY)
+
+
+async def test_a_dying_process_is_noticed_and_its_address_withdrawn() -> None:
+    host = FakeHost()
+    async with running(host) as (replica, task):
+        await serving(host, replica)
+        host.worker.died.set_result(None)
+        with pytest.raises(ReplicaFailedError, match="died"):
+            await task
+        assert replica.view.address is None
+        assert replica.served_s is not None
+
+
+async def test_a_process_that_stops_answering_is_given_up() -> None:
+    host = FakeHost()
+    async with running(host) as (replica, task):
+        await serving(host, replica)
+        host.worker.alive.clear()
+        with pytest.raises(ReplicaFailedError, match="does not answer"):
+            await asyncio.wait_for(task, 2)
+
+
+async def test_an_engine_that_makes_no_step_while_requests_wait_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "STALL_S", 0.05)
+    host = FakeHost()
+    async with running(host) as (replica, task):
+        await serving(host, replica)
+        await asyncio.sleep(0.1)
+        assert not task.done(), "an idle engine makes no steps and is well"
+        host.worker.status = WorkerStatus(num_waiting=1)
+        with pytest.raises(ReplicaFailedError, match="made no step"):
+            await asyncio.wait_for(task, 2)
+
+
+async def test_a_retired_replica_drains_and_keeps_its_address_until_then() -> None:
+    host = FakeHost()
+    async with running(host) as (replica, task):
+        await serving(host, replica)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await replica.retire(timeout_s=1)
+        assert host.worker.calls == ["drain", "stop"]
+        assert (replica.state, replica.view.address) == (ReplicaState.DRAINING, "127.0.0.1:1")
+
+
+def test_nothing_leaves_draining_or_failed() -> None:
+    assert {state for state, _ in TRANSITIONS} == {ReplicaState.PENDING, ReplicaState.STARTING, ReplicaState.READY}
+
+
+def deployment_of(num_replicas: int, hosts: list[FakeHost]) -> Deployment:
+    def make_host(_: str) -> FakeHost:
+        hosts.append(FakeHost())
+        return hosts[-1]
+
+    entry = RegistryEntry.model_validate(
+        {
+            "model_config": {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}},
+            "deployment_config": {"autoscaling_config": {"min_replicas": num_replicas, "max_replicas": num_replicas}},
+        }
+    )
+    model = WantedModel(entry=entry, deployment_id="d1", created=5)
+    return Deployment(model, lambda: PoolOptions(drain_timeout_s=1), make_host, lambda: None)
+
+
+def bring_up(host: FakeHost) -> None:
+    host.worker.alive.set()
+    host.worker.loaded.set()
+
+
+async def test_a_dead_replica_is_replaced_at_once_by_a_new_one() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(2, hosts)
+    deployment.start()
+    for host in hosts:
+        bring_up(host)
+    await until(lambda: all(replica.state is ReplicaState.READY for replica in deployment.view.replicas))
+    before = deployment.view.replicas
+    hosts[0].worker.died.set_result(None)
+    await until(lambda: len(hosts) == 3)
+    assert hosts[0].removed == 1
+    assert deployment.view.replicas[0].replica_id != before[0].replica_id
+    assert deployment.view.replicas[1] == before[1]
+    assert "the last ended: its process died" in deployment.view.replicas[0].detail
+    await deployment.stop()
+
+
+async def test_a_failed_load_shows_its_reason_and_is_tried_again_later() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(1, hosts)
+    deployment.start()
+    hosts[0].worker.load_error = "no such file"
+    bring_up(hosts[0])
+    await until(lambda: "next attempt in" in deployment.view.replicas[0].detail)
+    (replica,) = deployment.view.replicas
+    assert replica.state is ReplicaState.FAILED
+    assert replica.detail == "no such file; next attempt in 1 s"
+    assert hosts[0].removed == 1
+    await until(lambda: len(hosts) == 2)
+    await deployment.stop()
+
+
+async def test_living_replicas_are_adopted_by_their_ids_and_the_rest_made_new() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(2, hosts)
+    deployment.start(adopted=["d1-old"])
+    ids = [replica.replica_id for replica in deployment.view.replicas]
+    assert ids[0] == "d1-old"
+    assert ids[1].startswith("d1-")
+    await deployment.stop()
+
+
+async def test_a_stopped_deployment_has_removed_every_replica() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(2, hosts)
+    deployment.start()
+    bring_up(hosts[0])
+    await until(lambda: deployment.view.replicas[0].state is ReplicaState.READY)
+    await deployment.stop()
+    assert [host.removed for host in hosts] == [1, 1]
+    assert hosts[0].worker.calls == ["drain", "stop"]
+    assert deployment.view.replicas == ()
+
+
+async def test_a_report_that_comes_too_late_costs_no_later_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.02)
+    host = FakeHost()
+    host.worker.alive.set()
+    async with running(host) as (replica, _):
+        await until(lambda: state_of(replica) is ReplicaState.STARTING)
+        host.worker.alive.clear()
+        replica.detail = "stale"
+        await asyncio.sleep(0.1)
+        host.worker.alive.set()
+        monkeypatch.setattr(replica_module, "PROGRESS_WAIT_S", 0.0)
+        await until(lambda: replica.detail == "fetching")
+
+
+async def test_a_later_drain_timeout_holds_for_a_living_deployment() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(1, hosts)
+    deployment._options = lambda: PoolOptions(drain_timeout_s=7)
+    deployment.start()
+    bring_up(hosts[0])
+    await until(lambda: deployment.view.replicas[0].state is ReplicaState.READY)
+    await deployment.stop()
+    assert hosts[0].worker.drain_timeout_s == 7
