@@ -41,13 +41,15 @@ CLIENT_EXAMPLE: Final = """
 Try it:
 
   curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "{question}"}}]}}'
+    -d '{{"model": "{model}", "stream": true, "temperature": 0,
+         "messages": [{{"role": "user", "content": "{question}"}}]}}'
 
 or from Python, with the openai package:
 
   client = openai.OpenAI(base_url="{url}/v1", api_key="none")
   messages = [{{"role": "user", "content": "{question}"}}]
-  print(client.chat.completions.create(model="{model}", messages=messages).choices[0].message.content)
+  answer = client.chat.completions.create(model="{model}", messages=messages, temperature=0)
+  print(answer.choices[0].message.content)
 
 Ctrl-C stops everything.
 """
