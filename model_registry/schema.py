@@ -219,7 +219,16 @@ class DeviceMap(_TransformersInitializer):
     """Spread the model over the devices of one node."""
 
     type: Literal["DeviceMap"] = Field(description="Which initializer this is.")
-    device_map: DeviceMapping = Field("auto", description="As of Transformers.")
+    device_map: DeviceMapping = Field(
+        "auto",
+        description="`auto`, `balanced`, `balanced_low_0`, `sequential`, or a mapping from modules to devices, as of "
+        "accelerate; `cpu` and `disk` keep weights there between steps.",
+    )
+    max_memory: dict[Device, Annotated[int, Field(ge=0)] | str] | None = Field(
+        None,
+        description="Most memory that weights take per device (`{0: 20GiB, cpu: 60GiB}`); what is left of a GPU holds "
+        "its layers' KV cache.",
+    )
 
 
 class DeepSpeed(_TransformersInitializer):
@@ -227,9 +236,16 @@ class DeepSpeed(_TransformersInitializer):
 
     type: Literal["DeepSpeed"] = Field(description="Which initializer this is.")
     use_kernel: bool = Field(False, description="Inject DeepSpeed's own kernels.")
-    max_tokens: int = Field(1024, ge=1, description="Longest sequence the kernels must hold.")
-    use_meta_tensor: bool = Field(False, description="Create the model without weights first.")
+    max_tokens: int | None = Field(
+        None, ge=16, description="Longest sequence in tokens, prompt and answer; the context length when absent."
+    )
+    use_meta_tensor: bool = Field(
+        False, description="Create the model without weights, and let DeepSpeed load each rank's share of them from the checkpoint."
+    )
     ds_inference_kwargs: dict[str, Any] = Field({}, description="More arguments of `deepspeed.init_inference`.")
+    group_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds a rank waits for the others within a step; then the replica is built anew."
+    )
 
 
 class LlamaCpp(Section):

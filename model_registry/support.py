@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from model_registry.schema import AutoscalingConfig, RegistryEntry, SingleDevice
+from model_registry.schema import AutoscalingConfig, DeepSpeed, DeviceMap, RegistryEntry, SingleDevice
 
-EXECUTED_INITIALIZERS: Final = ("SingleDevice", "Echo")
+EXECUTED_INITIALIZERS: Final = ("SingleDevice", "DeviceMap", "DeepSpeed", "Echo")
 _REPLICA_COUNTS: Final = frozenset(("min_replicas", "initial_replicas", "max_replicas"))
 _AUTOSCALING: Final = "deployment_config.autoscaling_config"
 _ACTOR_OPTIONS: Final = "deployment_config.ray_actor_options"
@@ -38,8 +38,9 @@ def _unsupported(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     yield from _unsupported_actor_options(entry)
     yield from _unsupported_initialization(entry)
     yield from _unsupported_source(entry)
-    if entry.scaling.num_workers > 1:
-        reason = f"{entry.scaling.num_workers} workers per replica are not run yet; set it to 1"
+    initializer = entry.model.initialization.initializer
+    if entry.scaling.num_workers > 1 and not isinstance(initializer, DeepSpeed):
+        reason = f"{initializer.type} runs in one worker, not {entry.scaling.num_workers}; set it to 1"
         yield "scaling_config.num_workers", reason
 
 
@@ -78,6 +79,12 @@ def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str
     if initializer.type not in EXECUTED_INITIALIZERS:
         reason = f"{initializer.type} is not executed yet; use {' or '.join(EXECUTED_INITIALIZERS)}"
         yield f"{_INITIALIZATION}.initializer.type", reason
+    if isinstance(initializer, DeepSpeed) and initializer.use_kernel:
+        reason = (
+            "DeepSpeed's own kernels keep a KV cache for one fixed batch, which cannot grow and shrink between steps; "
+            "set it to false, and the model is sharded by AutoTP"
+        )
+        yield f"{_INITIALIZATION}.initializer.use_kernel", reason
     if getattr(initializer, "torch_compile", None) is not None:
         yield f"{_INITIALIZATION}.initializer.torch_compile", "is not executed yet; remove it to run eagerly"
 
@@ -92,12 +99,14 @@ def _unsupported_source(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
             yield f"{_INITIALIZATION}.{key}", "means nothing for Echo, which loads no weights; remove it"
     elif None not in given.values():
         yield f"{_INITIALIZATION}.hf_model_id", "contradicts python_package; keep one of them"
-    if isinstance(initializer, SingleDevice):
+    if isinstance(initializer, SingleDevice | DeviceMap | DeepSpeed):
         is_hub = package is None and not PurePosixPath(initialization.hf_model_id or entry.model_id).is_absolute()
         yield from _unsupported_arguments(initializer, is_hub=is_hub)
 
 
-def _unsupported_arguments(initializer: SingleDevice, *, is_hub: bool) -> Iterator[tuple[str, str]]:
+def _unsupported_arguments(
+    initializer: SingleDevice | DeviceMap | DeepSpeed, *, is_hub: bool
+) -> Iterator[tuple[str, str]]:
     for name in initializer.from_pretrained_kwargs:
         key = f"{_INITIALIZATION}.initializer.from_pretrained_kwargs.{name}"
         if name in _REFUSED_LOADER_ARGUMENTS:

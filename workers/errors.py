@@ -2,6 +2,7 @@
 
 WorkerError
 ├── DeviceLostError           the accelerator failed for good
+│   └── RankLostError         another rank of its group is gone (defined in `group`)
 └── LoadError                 the model cannot be loaded
     ├── SourceError           its weights cannot be had
     └── UnsupportedModelError its architecture or settings cannot be run by this engine
@@ -28,3 +29,9 @@ class SourceError(LoadError):
 
 class UnsupportedModelError(LoadError):
     """The model's architecture or settings cannot be run by this engine."""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's message cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

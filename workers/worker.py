@@ -8,7 +8,6 @@ be half alive goes on answering. Importing this module imports neither torch nor
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -21,10 +20,10 @@ from model_registry.schema import RegistryEntry
 from workers.channel import ChannelServer
 from workers.engine.engine import Engine
 from workers.engine.loop import EngineLoop
-from workers.errors import LoadError
 from workers.exchange import Exchange
+from workers.group import GroupListener
 from workers.initializers import build_engine, initializer_for
-from workers.report import WorkerPhase, WorkerReport
+from workers.report import ReportBoard, WorkerPhase, WorkerReport
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +43,19 @@ class Worker:
         self._secret = secret
         self._host = host
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._group_listener: GroupListener | None = None
         self._starting: asyncio.Task[str] | None = None
         self._engine_loop: EngineLoop | None = None
         self._exchange: Exchange | None = None
         self._channel: ChannelServer | None = None
-        self._report = WorkerReport(version=0, phase=WorkerPhase.IDLE, pid=os.getpid())
-        self._changed = asyncio.Event()
+        self._board = ReportBoard()
         self._stopped = asyncio.Event()
+
+    async def open_group(self) -> str:
+        """Where the other ranks of this replica find it, `host:port`; before `start`, and any number of times."""
+        if self._group_listener is None:
+            self._group_listener = GroupListener(self._host, self._secret)
+        return self._group_listener.address
 
     async def start(self) -> str:
         """Load the model and serve it; returns the channel's `host:port`. Called again, it joins the first call."""
@@ -60,20 +65,15 @@ class Worker:
 
     async def report(self, seen: int | None = None, timeout_s: float = 0.0) -> WorkerReport:
         """The present report; when the caller has `seen` that version, waits up to `timeout_s` for a newer one."""
-        if seen == self._report.version:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-        if self._engine_loop is None:
-            return self._report
-        return replace(self._report, status=self._engine_loop.status())
+        report = await self._board.newer_than(seen, timeout_s)
+        return report if self._engine_loop is None else replace(report, status=self._engine_loop.status())
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""
         if self._exchange is None:
             return True
         self._exchange.refuse_new()
-        self._tell(phase=WorkerPhase.DRAINING, detail="finishing its requests")
+        self._board.tell(phase=WorkerPhase.DRAINING, detail="finishing its requests")
         return await self._exchange.wait_until_idle(timeout_s)
 
     async def stop(self) -> None:
@@ -95,20 +95,11 @@ class Worker:
 
     async def _start(self) -> str:
         self._loop = asyncio.get_running_loop()
-        self._tell(phase=WorkerPhase.LOADING, detail="loading")
-        try:
+        self._board.begin_loading()
+        with self._board.failures_told(f"replica {self._replica_id} of {self._entry.model_id}"):
             engine = await asyncio.to_thread(self._load)
             address = await self._serve(engine)
-        except LoadError as error:
-            self._tell(phase=WorkerPhase.FAILED, detail=str(error))
-            raise
-        except Exception as error:
-            # Whatever a model's library raises reaches the operator as one line; the traceback stays in the log.
-            logger.exception("replica %s cannot load %s", self._replica_id, self._entry.model_id)
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            self._tell(phase=WorkerPhase.FAILED, detail=reason)
-            raise LoadError(reason) from None
-        self._tell(
+        self._board.tell(
             phase=WorkerPhase.SERVING, detail="serving", address=address, max_model_len=engine.limits.max_model_len
         )
         logger.info("replica %s serves %s at %s", self._replica_id, self._entry.model_id, address)
@@ -116,7 +107,8 @@ class Worker:
 
     def _load(self) -> Engine:
         """On a thread: the slow part of starting."""
-        loaded = initializer_for(self._entry).load(self._entry, self._progress)
+        group = self._group_listener.accept(self._entry.scaling.num_workers) if self._group_listener else None
+        loaded = initializer_for(self._entry, group).load(self._entry, self._board.progress)
         return build_engine(self._entry, loaded)
 
     async def _serve(self, engine: Engine) -> str:
@@ -127,10 +119,6 @@ class Worker:
         self._channel = ChannelServer(self._exchange, self._secret)
         self._engine_loop.start()
         return await self._channel.start(self._host)
-
-    def _progress(self, line: str) -> None:
-        """On the loading thread: one line for people."""
-        self._on_event_loop(lambda: self._tell(detail=line))
 
     def _on_frame(self, frame: Frame) -> None:
         """On the engine thread: one step's outputs."""
@@ -151,15 +139,3 @@ class Worker:
         # The loop is closed only while the process ends; what then comes from a thread is of no use to anybody.
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call)
-
-    def _tell(self, **changes: object) -> None:
-        """Change the report and wake whoever waits for a change."""
-        self._report = replace(self._report, version=self._report.version + 1, **changes)
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's message cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

@@ -5,34 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-import pytest_asyncio
 import ray
 
 from aviary.ray_cluster import RayCluster
 from model_registry.contract import (
-    CHANNEL_METHOD,
-    CONTRACT_VERSION,
     MANAGER_NAME,
-    SECRET_METADATA,
-    VERSION_METADATA,
-    GenerationRequest,
-    ModelView,
-    PoolView,
     ReplicaState,
-    SamplingParams,
-    SubmitBatch,
-    TextPrompt,
-    TextSegment,
-    decode_frame,
-    encode_command,
 )
 from model_registry.schema import RegistryEntry
+from tests.support.live_pool import ended, generate, num_ready, until
 from workers.pool.client import PoolClient
 from workers.pool.errors import PoolError
 from workers.pool.ray_host import living_replicas
@@ -54,65 +39,6 @@ def entry(model_id: str, *, replicas: int = 1, load_time_s: float = 0.0, **scali
             "scaling_config": {"num_gpus_per_worker": 0, "num_cpus_per_worker": 0.5, **scaling},
         }
     )
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[RayCluster]:
-    one = asyncio.run(RayCluster.start_local(num_cpus=8))
-    yield one
-    asyncio.run(one.close())
-
-
-@pytest_asyncio.fixture
-async def pool(cluster: RayCluster) -> AsyncIterator[PoolClient]:
-    client = await PoolClient.find_or_start()
-    yield client
-    await client.shutdown(20)
-    assert await asyncio.to_thread(living_replicas) == set()
-
-
-async def until(pool: PoolClient, condition: Callable[[dict[str, ModelView]], bool], timeout_s: float = 25) -> PoolView:
-    """The first view of which the condition holds."""
-    async with asyncio.timeout(timeout_s):
-        async for view in pool.views():
-            if condition({model.model_id: model for model in view.models}):
-                return view
-    raise AssertionError("views never end")
-
-
-def num_ready(model: ModelView) -> int:
-    return sum(replica.state is ReplicaState.READY for replica in model.replicas)
-
-
-async def generate(view: PoolView, address: str, text: str) -> str:
-    """What the worker at the address answers to a prompt."""
-    prompt = TextPrompt((TextSegment(text, trusted=True),))
-    request = GenerationRequest(request_id=os.urandom(4).hex(), prompt=prompt, sampling=SamplingParams())
-    metadata = ((SECRET_METADATA, view.secret), (VERSION_METADATA, CONTRACT_VERSION))
-    answer = ""
-    async with asyncio.timeout(20), grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream(CHANNEL_METHOD)(metadata=metadata)
-        await call.write(encode_command(SubmitBatch((request,))))
-        while True:
-            for output in decode_frame(await call.read()).outputs:
-                assert output.fault is None
-                answer += output.text
-                if output.is_final:
-                    return answer
-
-
-async def ended(*pids: int) -> None:
-    """Until none of the processes runs; one that nobody has waited for yet does not run any more."""
-    async with asyncio.timeout(5):
-        while any(_runs(pid) for pid in pids):  # noqa: ASYNC110  no child of ours that could be waited for
-            await asyncio.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def test_a_killed_worker_is_replaced_and_the_other_goes_on(pool: PoolClient) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import ray
@@ -30,13 +30,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from model_registry.contract import POOL_NAMESPACE
 from model_registry.naming import slug_of
 from model_registry.schema import RegistryEntry
-from workers.errors import WorkerError
-from workers.pool.placement import Node, Placement, Resources, explain_pending, placement_for
+from workers.errors import WorkerError, first_line
+from workers.pool.placement import Node, Resources, explain_pending, placement_for
 from workers.pool.replica import ReplicaFailedError, WorkerClient
+from workers.rank import Rank
 from workers.report import WorkerReport
-from workers.worker import Worker, first_line
+from workers.worker import Worker
 
 NAME_PREFIX: Final = "aviary"
+RANK_PREFIX: Final = "rank-of-"
 RETRY_PAUSE_S: Final = 0.5
 LAUNCH_TIMEOUT_S: Final = 60.0
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -55,7 +57,7 @@ def living_replicas() -> set[str]:
 
 
 def remove_replica(name: str) -> None:
-    """Kill the actor and remove the placement group of this name, whichever exist. Blocks."""
+    """Kill the actor and remove the placement group of this name, whichever exist, and with it its ranks. Blocks."""
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, POOL_NAMESPACE), no_restart=True)
     with contextlib.suppress(ValueError):
@@ -68,6 +70,14 @@ class WorkerActor(Worker):
     def __init__(self, entry: RegistryEntry, replica_id: str, secret: str) -> None:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
         super().__init__(entry, replica_id, secret, ray.util.get_node_ip_address())
+
+
+class RankActor(Rank):
+    """A rank beyond the first inside a Ray actor, likewise."""
+
+    def __init__(self, entry: RegistryEntry, replica_id: str, secret: str, rank: int) -> None:
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+        super().__init__(entry, replica_id, secret, ray.util.get_node_ip_address(), rank)
 
 
 class RayHost:
@@ -86,9 +96,10 @@ class RayHost:
         self._launching = asyncio.ensure_future(asyncio.to_thread(self._launch))
         # Shielded: a launch that was given up still ends, and `remove` waits for it before it cleans up.
         try:
-            return RayWorkerClient(await asyncio.shield(self._launching))
+            front, ranks = await asyncio.shield(self._launching)
         except (RayError, ValueError) as error:
             raise ReplicaFailedError(f"its actor cannot be created: {first_line(error)}") from error
+        return RayGroupClient(front, ranks) if ranks else RayWorkerClient(front)
 
     async def why_pending(self) -> str | None:
         return await asyncio.to_thread(self._why_pending)
@@ -98,31 +109,48 @@ class RayHost:
             await asyncio.wait({self._launching}, timeout=LAUNCH_TIMEOUT_S)
         await asyncio.to_thread(remove_replica, self._name)
 
-    def _launch(self) -> Any:
+    def _launch(self) -> tuple[Any, list[Any]]:
+        """The front actor, and the ranks beyond the first."""
         try:
-            actor = ray.get_actor(self._name, POOL_NAMESPACE)
+            front = ray.get_actor(self._name, POOL_NAMESPACE)
         except ValueError:
             return self._create()
         try:
             self._group = get_placement_group(self._name)
         except ValueError:
             self._group = None
-        return actor
+        return front, [ray.get_actor(self._rank_name(rank), POOL_NAMESPACE) for rank in self._ranks]
 
-    def _create(self) -> Any:
+    def _create(self) -> tuple[Any, list[Any]]:
         bundles = [dict(bundle) for bundle in self._placement.bundles]
         self._group = placement_group(bundles, strategy=self._placement.strategy, name=self._name, lifetime="detached")
-        options = {
-            "name": self._name,
+        arguments = (self._entry, self._replica_id, self._secret)
+        # The front last: an adopted replica is complete when its front exists.
+        ranks = [
+            ray.remote(RankActor).options(**self._options(self._rank_name(rank), rank)).remote(*arguments, rank)
+            for rank in self._ranks
+        ]
+        return ray.remote(WorkerActor).options(**self._options(self._name, 0)).remote(*arguments), ranks
+
+    @property
+    def _ranks(self) -> range:
+        return range(1, self._entry.scaling.num_workers)
+
+    def _rank_name(self, rank: int) -> str:
+        """Not a replica's name, so that nobody takes a rank for one."""
+        return f"{RANK_PREFIX}{self._name}:{rank}"
+
+    def _options(self, name: str, rank: int) -> dict[str, object]:
+        return {
+            "name": name,
             "namespace": POOL_NAMESPACE,
             "lifetime": "detached",
             "max_restarts": 0,
             "max_task_retries": 0,
             "runtime_env": {"env_vars": _env_vars(self._entry)},
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0),
-            **_actor_resources(self._placement),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
+            **_actor_resources(self._placement.bundles[rank]),
         }
-        return ray.remote(WorkerActor).options(**options).remote(self._entry, self._replica_id, self._secret)
 
     def _why_pending(self) -> str | None:
         if self._group is None or placement_group_table(self._group).get("state") == "CREATED":
@@ -132,39 +160,81 @@ class RayHost:
 
 
 class RayWorkerClient:
-    """Calls a worker's methods through Ray. All of them may be repeated, so a passing outage is waited out."""
+    """Calls a worker's methods through Ray."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     async def start(self) -> str:
-        address: str = await self._call(self._actor.start.remote)
+        address: str = await _call(self._actor.start.remote)
         return address
 
     async def report(self, seen: int | None, timeout_s: float) -> WorkerReport:
-        report: WorkerReport = await self._call(self._actor.report.remote, seen, timeout_s)
+        report: WorkerReport = await _call(self._actor.report.remote, seen, timeout_s)
         return report
 
     async def drain(self, timeout_s: float) -> bool:
-        drained: bool = await self._call(self._actor.drain.remote, timeout_s)
+        drained: bool = await _call(self._actor.drain.remote, timeout_s)
         return drained
 
     async def stop(self) -> None:
-        await self._call(self._actor.stop.remote)
+        await _call(self._actor.stop.remote)
 
     async def wait_until_stopped(self, timeout_s: float) -> bool:
-        stopped: bool = await self._call(self._actor.wait_until_stopped.remote, timeout_s)
+        stopped: bool = await _call(self._actor.wait_until_stopped.remote, timeout_s)
         return stopped
 
-    async def _call(self, method: Callable[..., Any], *arguments: object) -> Any:
-        """The method's result; the caller's deadline bounds the repetitions."""
-        while True:
-            try:
-                return await method(*arguments)
-            except ActorUnavailableError:
-                await asyncio.sleep(RETRY_PAUSE_S)
-            except RayError as error:
-                raise ReplicaFailedError(_reason(error)) from error
+
+class RayGroupClient(RayWorkerClient):
+    """Calls the front worker of several ranks, and fails when any of the ranks does."""
+
+    def __init__(self, front: Any, ranks: Sequence[Any]) -> None:
+        super().__init__(front)
+        self._front = front
+        self._ranks = ranks
+
+    async def start(self) -> str:
+        leader = await _call(self._front.open_group.remote)
+        async with _first_failure() as tasks:
+            address = tasks.create_task(super().start())
+            for rank in self._ranks:
+                tasks.create_task(_call(rank.start.remote, leader))
+        return address.result()
+
+    async def report(self, seen: int | None, timeout_s: float) -> WorkerReport:
+        async with _first_failure() as tasks:
+            report = tasks.create_task(super().report(seen, timeout_s))
+            for rank in self._ranks:
+                tasks.create_task(_call(rank.report.remote))
+        return report.result()
+
+    async def wait_until_stopped(self, timeout_s: float) -> bool:
+        async with _first_failure() as tasks:
+            stopped = tasks.create_task(super().wait_until_stopped(timeout_s))
+            for rank in self._ranks:
+                tasks.create_task(_call(rank.wait_until_stopped.remote, timeout_s))
+        return stopped.result()
+
+
+@contextlib.asynccontextmanager
+async def _first_failure() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first failure is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except* ReplicaFailedError as group:
+        raise group.exceptions[0] from None
+
+
+async def _call(method: Callable[..., Any], *arguments: object) -> Any:
+    """The method's result. All may be repeated, so a passing outage is waited out: the caller's deadline bounds it."""
+    while True:
+        try:
+            return await method(*arguments)
+        except ActorUnavailableError:
+            await asyncio.sleep(RETRY_PAUSE_S)
+        except RayError as error:
+            raise ReplicaFailedError(_reason(error)) from error
 
 
 def _reason(error: RayError) -> str:
@@ -181,9 +251,8 @@ def _reason(error: RayError) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _actor_resources(placement: Placement) -> dict[str, object]:
-    """The first bundle as actor options: the front actor takes all of it."""
-    bundle: Resources = placement.bundles[0]
+def _actor_resources(bundle: Resources) -> dict[str, object]:
+    """A bundle as actor options: its actor takes all of it."""
     custom = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
     return {
         "num_cpus": bundle.get("CPU", 0),

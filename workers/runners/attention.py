@@ -7,7 +7,7 @@ to the longest of the group; prefill chunks one by one. Called by Transformers i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -20,8 +20,28 @@ from workers.engine.runner import Chunk
 from workers.errors import UnsupportedModelError
 
 NAME = "aviary_paged"
+PROBE_NAME = "aviary_probe"
 REFUSED_ARGUMENTS = ("softcap", "s_aux", "position_bias")
 """What some models ask of their attention that this one does not do; such a model is refused when it is loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """What one attention layer of a loaded model really computes, whatever its config says.
+
+    A tensor-parallel rank has some of the heads; with a device map each layer has a device of its own.
+    """
+
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one token."""
+        itemsize: int = self.dtype.itemsize
+        return 2 * self.num_kv_heads * self.head_dim * itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +53,7 @@ class LayerCache:
 
     keys: torch.Tensor
     values: torch.Tensor
+    layout: CacheLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +80,9 @@ class PrefillSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class PagedStep:
-    """One step as the attention layers need it."""
+class StepIndices:
+    """One step's chunks as indices into the caches of one layout."""
 
-    layers: Sequence[LayerCache]
     slots: torch.Tensor
     """`[T * H_kv]`: where each row's keys and values go, head by head, in the cache flattened over heads and blocks."""
     fresh_blocks: torch.Tensor
@@ -72,6 +92,15 @@ class PagedStep:
     """
     decodes: Sequence[DecodeGroup]
     prefills: Sequence[PrefillSpan]
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """One step as the attention layers need it."""
+
+    layers: Sequence[LayerCache]
+    indices: Mapping[CacheLayout, StepIndices]
+    """Of every layout that a layer has: one, unless the model is spread over devices."""
     max_model_len: int
 
 
@@ -90,20 +119,41 @@ def paged_attention(
     """Attention of one layer; query `[1, H, T, D]`, key and value `[1, H_kv, T, D]`, result `[1, T, H, D]`."""
     _refuse(step, sliding_window, arguments)
     cache = step.layers[module.layer_idx]
+    indices = step.indices[cache.layout]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     for blocks, new in ((cache.keys, key), (cache.values, value)):
-        if len(step.fresh_blocks):
-            blocks.index_fill_(0, step.fresh_blocks, 0)
-        blocks.flatten(0, 2).index_copy_(0, step.slots, new.flatten(0, 1))
-    parts = [_decode(query[group.rows], cache, group, scaling) for group in step.decodes]
+        if len(indices.fresh_blocks):
+            blocks.index_fill_(0, indices.fresh_blocks, 0)
+        blocks.flatten(0, 2).index_copy_(0, indices.slots, new.flatten(0, 1))
+    parts = [_decode(query[group.rows], cache, group, scaling) for group in indices.decodes]
     parts += [
-        _prefill(query[span.rows], key[span.rows], value[span.rows], cache, span, scaling) for span in step.prefills
+        _prefill(query[span.rows], key[span.rows], value[span.rows], cache, span, scaling) for span in indices.prefills
     ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
+def probe_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    shapes: dict[int, LayerShape],
+    **arguments: Any,
+) -> tuple[torch.Tensor, None]:
+    """Notes each layer's shape in `shapes`, by layer number, and answers zeros. Raises `UnsupportedModelError`."""
+    if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
+        raise UnsupportedModelError("attention whose values are not as wide as its keys is not supported")
+    shape = LayerShape(num_kv_heads=key.shape[1], head_dim=key.shape[3], dtype=key.dtype, device=key.device)
+    if shapes.setdefault(module.layer_idx, shape) != shape:
+        raise UnsupportedModelError(f"two attentions of different shape share the layer number {module.layer_idx}")
+    return torch.zeros_like(query).transpose(1, 2), None
+
+
 AttentionInterface.register(NAME, paged_attention)
+AttentionInterface.register(PROBE_NAME, probe_attention)
 
 
 def _decode(query: torch.Tensor, cache: LayerCache, group: DecodeGroup, scaling: float) -> torch.Tensor:
@@ -197,6 +247,22 @@ class CacheLayout:
     dtype: torch.dtype
     device: torch.device
 
+    def indices(self, chunks: Sequence[Chunk], rows: Sequence[slice], group_sizes: Sequence[int]) -> StepIndices:
+        """Of packed chunks at these rows, whose first ones are decodes in groups of these sizes."""
+        decodes, first = [], 0
+        for size in group_sizes:
+            decodes.append(self.decode_group(chunks[first : first + size], first))
+            first += size
+        return StepIndices(
+            slots=self.slots(chunks),
+            fresh_blocks=self.fresh_blocks(chunks),
+            decodes=decodes,
+            prefills=[
+                self.prefill_span(chunk, chunk_rows)
+                for chunk, chunk_rows in zip(chunks[first:], rows[first:], strict=True)
+            ],
+        )
+
     def decode_group(self, chunks: Sequence[Chunk], first_row: int) -> DecodeGroup:
         """The group of these decodes, whose packed rows begin at `first_row`."""
         num_blocks = -(-max(chunk.end for chunk in chunks) // self.block_size)
@@ -223,7 +289,7 @@ class CacheLayout:
         return PrefillSpan(rows=rows, head_blocks=self._head_by_head(block_ids), mask=mask)
 
     def slots(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Where the keys and values of all chunks go; see `PagedStep.slots`."""
+        """Where the keys and values of all chunks go; see `StepIndices.slots`."""
         first_heads = [
             chunk.block_ids[position // self.block_size] * self.num_kv_heads * self.block_size
             + position % self.block_size
@@ -234,7 +300,7 @@ class CacheLayout:
         return (torch.tensor(first_heads, device=self.device)[:, None] + heads).flatten()
 
     def fresh_blocks(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """The last block of each chunk that begins in this step; see `PagedStep.fresh_blocks`."""
+        """The last block of each chunk that begins in this step; see `StepIndices.fresh_blocks`."""
         lasts = ((chunk, (chunk.end - 1) // self.block_size) for chunk in chunks)
         fresh = [chunk.block_ids[last] for chunk, last in lasts if last * self.block_size >= chunk.start]
         return torch.tensor(fresh, device=self.device, dtype=torch.long)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,42 +22,18 @@ BLOCK_SIZE = 16
 NUM_CHECKED_TOKENS = 24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KVShape:
-    """What one token takes in the KV cache."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @property
-    def token_bytes(self) -> int:
-        itemsize: int = self.dtype.itemsize
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
-
-    @classmethod
-    def of(cls, config: Any, dtype: torch.dtype) -> KVShape:
-        """Of a Transformers text config."""
-        num_heads = config.num_attention_heads
-        return cls(
-            num_layers=config.num_hidden_layers,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
-            dtype=dtype,
-        )
-
-
 class TransformersRunner:
-    """A model on one device together with its KV cache."""
+    """A model on its device or devices, together with its KV cache."""
 
-    def __init__(self, model: Any, *, num_kv_blocks: int, max_model_len: int) -> None:
+    def __init__(
+        self, model: Any, layers: Sequence[attention.LayerShape], *, num_kv_blocks: int, max_model_len: int
+    ) -> None:
+        """`layers` as `measure_layers` found them."""
         self._model = model
-        self._device: torch.device = model.device
+        self._input_device = layers[0].device
         self._max_model_len = max_model_len
-        shape = KVShape.of(model.config.get_text_config(), model.dtype)
-        self._layout = attention.CacheLayout(shape.num_kv_heads, BLOCK_SIZE, shape.dtype, self._device)
-        self._layers = [_layer_cache(shape, num_kv_blocks, self._device) for _ in range(shape.num_layers)]
+        self._layers = [_layer_cache(shape, num_kv_blocks) for shape in layers]
+        self._layouts = {cache.layout for cache in self._layers}
         model.set_attn_implementation(attention.NAME)
 
     @torch.inference_mode()
@@ -67,9 +42,13 @@ class TransformersRunner:
         order, groups = attention.pack(plan.chunks)
         packed = [plan.chunks[index] for index in order]
         rows = attention.row_slices(packed)
-        logits = self._forward(
-            packed, self._step(packed, rows, [len(group) for group in groups]), _last_rows(packed, rows)
+        group_sizes = [len(group) for group in groups]
+        step = attention.PagedStep(
+            layers=self._layers,
+            indices={layout: layout.indices(packed, rows, group_sizes) for layout in self._layouts},
+            max_model_len=self._max_model_len,
         )
+        logits = self._forward(packed, step, _last_rows(packed, rows))
         place = {index: place for place, index in enumerate(i for i in order if plan.chunks[i].wants_logits)}
         wanted = [place[index] for index, chunk in enumerate(plan.chunks) if chunk.wants_logits]
         return logits[wanted].float()
@@ -79,10 +58,10 @@ class TransformersRunner:
         positions = [position for chunk in packed for position in range(chunk.start, chunk.end)]
         try:
             output = self._model(
-                input_ids=torch.tensor([token_ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
+                input_ids=torch.tensor([token_ids], device=self._input_device),
+                position_ids=torch.tensor([positions], device=self._input_device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(last_rows, device=self._device, dtype=torch.long),
+                logits_to_keep=torch.tensor(last_rows, device=self._input_device, dtype=torch.long),
                 step=step,
             )
         except torch.AcceleratorError as error:
@@ -90,22 +69,27 @@ class TransformersRunner:
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def _step(self, packed: Sequence[Chunk], rows: Sequence[slice], group_sizes: Sequence[int]) -> attention.PagedStep:
-        decodes, first = [], 0
-        for size in group_sizes:
-            decodes.append(self._layout.decode_group(packed[first : first + size], first))
-            first += size
-        return attention.PagedStep(
-            layers=self._layers,
-            slots=self._layout.slots(packed),
-            fresh_blocks=self._layout.fresh_blocks(packed),
-            decodes=decodes,
-            prefills=[
-                self._layout.prefill_span(chunk, chunk_rows)
-                for chunk, chunk_rows in zip(packed[first:], rows[first:], strict=True)
-            ],
-            max_model_len=self._max_model_len,
+
+@torch.inference_mode()
+def measure_layers(model: Any) -> list[attention.LayerShape]:
+    """The shape of each attention layer, found by running two tokens. Raises `UnsupportedModelError`.
+
+    Leaves the model's own attention as it was.
+    """
+    shapes: dict[int, attention.LayerShape] = {}
+    own = model.config._attn_implementation  # noqa: SLF001  where Transformers keeps it
+    model.set_attn_implementation(attention.PROBE_NAME)
+    try:
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False, shapes=shapes)
+    finally:
+        model.set_attn_implementation(own)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(shapes) != list(range(num_layers)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has {num_layers} layers, of which {len(shapes)} accept an attention function "
+            "from outside"
         )
+    return [shapes[index] for index in range(num_layers)]
 
 
 def check_against_own_attention(model: Any, runner: TransformersRunner, expected: torch.Tensor) -> None:
@@ -146,9 +130,13 @@ def _last_rows(packed: Sequence[Chunk], rows: Sequence[slice]) -> list[int]:
     return [chunk_rows.stop - 1 for chunk, chunk_rows in zip(packed, rows, strict=True) if chunk.wants_logits] or [0]
 
 
-def _layer_cache(shape: KVShape, num_blocks: int, device: torch.device) -> attention.LayerCache:
+def _layer_cache(shape: attention.LayerShape, num_blocks: int) -> attention.LayerCache:
     size = (num_blocks, shape.num_kv_heads, BLOCK_SIZE, shape.head_dim)
-    return attention.LayerCache(_zeros(size, shape.dtype, device), _zeros(size, shape.dtype, device))
+    return attention.LayerCache(
+        keys=_zeros(size, shape.dtype, shape.device),
+        values=_zeros(size, shape.dtype, shape.device),
+        layout=attention.CacheLayout(shape.num_kv_heads, BLOCK_SIZE, shape.dtype, shape.device),
+    )
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,0 +1,203 @@
+"""What every initializer of the Transformers family does: load config, model and tokenizer, size the KV cache, build
+the runner, and prove before serving that the model runs on paged attention. What cannot be run is refused by name.
+
+Knows neither how weights are spread over devices nor over ranks: the initializers decide that.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from model_registry.schema import DeepSpeed, DeviceMap, Generation, RegistryEntry, SingleDevice
+from workers.errors import LoadError, UnsupportedModelError
+from workers.initializers.base import LoadedModel, Progress
+from workers.runners.attention import LayerShape
+from workers.runners.sampling import TorchSampler
+from workers.runners.tokenizer import HuggingFaceTokenizer
+from workers.runners.transformers import (
+    BLOCK_SIZE,
+    TransformersRunner,
+    check_against_own_attention,
+    measure_layers,
+    reference_logits,
+)
+
+logger = logging.getLogger(__name__)
+
+TransformersSettings = SingleDevice | DeviceMap | DeepSpeed
+
+HOST_KV_SHARE = 0.25
+"""Share of the host's available memory that a KV cache may take when the registry does not say."""
+GPU_KV_SHARE = 0.9
+"""Share of the GPU memory left after loading, likewise."""
+RESERVED_KWARGS = ("dtype", "torch_dtype", "device_map", "attn_implementation", "quantization_config")
+"""Arguments of `from_pretrained` that other keys of the registry decide."""
+
+
+def prepare_process(entry: RegistryEntry, settings: TransformersSettings) -> torch.device:
+    """Check the settings, set the number of compute threads; returns this process's main device.
+
+    Raises `LoadError` when a GPU is asked for and there is none.
+    """
+    for name in RESERVED_KWARGS:
+        if name in settings.from_pretrained_kwargs:
+            raise UnsupportedModelError(
+                f"initializer.from_pretrained_kwargs.{name} cannot be set here; other keys of the registry decide it"
+            )
+    if settings.use_bettertransformer:
+        logger.info("use_bettertransformer: it left Transformers; attention is PyTorch's own here in any case")
+    torch.set_num_threads(max(1, math.ceil(entry.scaling.num_cpus_per_worker)))
+    num_gpus = entry.scaling.num_gpus_per_worker
+    if not num_gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LoadError(
+            f"scaling_config.num_gpus_per_worker is {num_gpus:g}, "
+            "but torch sees no GPU on this node; install a CUDA build of torch, or set it to 0 to run on the CPU"
+        )
+    if num_gpus < 1:
+        # Ray shares the GPU between replicas by counting only; this is what keeps each to its part of the memory.
+        torch.cuda.set_per_process_memory_fraction(num_gpus, 0)
+    return torch.device("cuda", 0)
+
+
+def load_config(folder: Path, settings: TransformersSettings) -> Any:
+    """The model's config, if its architecture can be run. Raises `LoadError`."""
+    trusted = settings.from_pretrained_kwargs.get("trust_remote_code", False)
+    config = _loaded(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
+    _check_architecture(config)
+    return config
+
+
+def load_weights(folder: Path, settings: TransformersSettings, **placement: Any) -> Any:
+    """The model in evaluation mode; `placement` are further arguments of `from_pretrained`. Raises `LoadError`."""
+    load_config(folder, settings)
+    kwargs = {**settings.from_pretrained_kwargs, **placement}
+    dtype = getattr(torch, settings.dtype)
+    model = _loaded(folder, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs))
+    check_attention_seam(model)
+    return model.eval()
+
+
+def check_attention_seam(model: Any) -> None:
+    if not model._supports_attention_backend:  # noqa: SLF001  the flag that Transformers has for this
+        raise UnsupportedModelError(f"{type(model).__name__} does not accept an attention function from outside")
+
+
+def load_tokenizer(folder: Path, model: Any, settings: TransformersSettings) -> HuggingFaceTokenizer:
+    trusted = settings.from_pretrained_kwargs.get("trust_remote_code", False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    except (OSError, ValueError, ImportError) as error:
+        raise LoadError(f"the tokenizer of {folder.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return HuggingFaceTokenizer(
+        tokenizer,
+        vocab_size=model.config.get_text_config().vocab_size,
+        eos_token_ids=_eos_token_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id),
+    )
+
+
+def build_loaded_model(
+    model: Any,
+    tokenizer: HuggingFaceTokenizer,
+    generation: Generation,
+    progress: Progress,
+    *,
+    prepare: Callable[[], object] = lambda: None,
+    agree_on_blocks: Callable[[int], int] = lambda num_blocks: num_blocks,
+) -> LoadedModel:
+    """A runner over the placed model, checked against the model's own attention.
+
+    `prepare` changes the model's layers, after its own attention was asked for the expected logits and before memory is
+    measured; `agree_on_blocks` turns the number of KV blocks that fit here into the one that fits everywhere.
+    """
+    expected = reference_logits(model)
+    prepare()
+    layers = measure_layers(model)
+    max_model_len, num_kv_blocks = _size_kv_cache(model, layers, generation, agree_on_blocks)
+    runner = TransformersRunner(model, layers, num_kv_blocks=num_kv_blocks, max_model_len=max_model_len)
+    progress("warming up")
+    check_against_own_attention(model, runner, expected)
+    return LoadedModel(
+        runner=runner,
+        sampler=TorchSampler(),
+        tokenizer=tokenizer,
+        max_model_len=max_model_len,
+        num_kv_blocks=num_kv_blocks,
+        kv_block_size=BLOCK_SIZE,
+    )
+
+
+def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise LoadError(f"{folder.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _check_architecture(config: Any) -> None:
+    """Refuse what paged attention cannot run: it needs plain attention, the same in all layers."""
+    name = (config.architectures or [type(config).__name__])[0]
+    text = config.get_text_config()
+    other_layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if other_layers:
+        raise UnsupportedModelError(f"{name} has layers that are not supported: {', '.join(sorted(other_layers))}")
+    if getattr(text, "kv_lora_rank", None):
+        raise UnsupportedModelError(f"{name} uses multi-head latent attention, which is not supported")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model, which is not supported")
+
+
+def _eos_token_ids(of_model: int | list[int] | None, of_tokenizer: int | None) -> frozenset[int]:
+    ids = of_model if isinstance(of_model, list) else [of_model]
+    return frozenset(token_id for token_id in (*ids, of_tokenizer) if token_id is not None)
+
+
+def _size_kv_cache(
+    model: Any, layers: Sequence[LayerShape], generation: Generation, agree_on_blocks: Callable[[int], int]
+) -> tuple[int, int]:
+    """Context length and number of KV blocks."""
+    config = model.config.get_text_config()
+    context = min(generation.max_model_len or math.inf, getattr(config, "max_position_embeddings", None) or math.inf)
+    if math.isinf(context):
+        raise UnsupportedModelError("the model does not state its context length; set generation.max_model_len")
+    if generation.kv_cache_tokens:
+        num_kv_blocks = -(-generation.kv_cache_tokens // BLOCK_SIZE)
+    else:
+        wished = -(-int(context) // BLOCK_SIZE) * generation.max_batch_size
+        num_kv_blocks = agree_on_blocks(min(wished, _tokens_in_memory(layers) // BLOCK_SIZE))
+    capacity = num_kv_blocks * BLOCK_SIZE
+    needed = context if generation.max_model_len else BLOCK_SIZE
+    if capacity < needed:
+        raise LoadError(
+            f"the KV cache has room for {capacity} tokens, fewer than the {int(needed)} that one sequence may take; "
+            "lower generation.max_model_len, or raise generation.kv_cache_tokens or the memory"
+        )
+    if capacity < context:
+        logger.warning("context cut from %d to %d tokens: the KV cache holds no more", int(context), capacity)
+    return int(min(context, capacity)), num_kv_blocks
+
+
+def _tokens_in_memory(layers: Sequence[LayerShape]) -> int:
+    """Tokens whose keys and values fit on every device, each holding those of its own layers."""
+    token_bytes: dict[torch.device, int] = {}
+    for layer in layers:
+        token_bytes[layer.device] = token_bytes.get(layer.device, 0) + layer.token_bytes
+    return min(_free_bytes(device) // size for device, size in token_bytes.items())
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available * HOST_KV_SHARE)
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_allocated(device)
+    return int(min(free + unused, allowed) * GPU_KV_SHARE)
