@@ -240,7 +240,8 @@ class DeepSpeed(_TransformersInitializer):
         None, ge=16, description="Longest sequence in tokens, prompt and answer; the context length when absent."
     )
     use_meta_tensor: bool = Field(
-        False, description="Create the model without weights, and let DeepSpeed load each rank's share of them from the checkpoint."
+        False,
+        description="Create the model without weights, and let DeepSpeed load each rank's share of them from the checkpoint.",
     )
     ds_inference_kwargs: dict[str, Any] = Field({}, description="More arguments of `deepspeed.init_inference`.")
     group_timeout_s: float = Field(

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -41,10 +42,10 @@ def num_ready(model: ModelView) -> int:
     return sum(replica.state is ReplicaState.READY for replica in model.replicas)
 
 
-async def generate(view: PoolView, address: str, text: str) -> str:
+async def generate(view: PoolView, address: str, text: str, **sampling: Any) -> str:
     """What the worker at the address answers to a prompt."""
     prompt = TextPrompt((TextSegment(text, trusted=True),))
-    request = GenerationRequest(request_id=os.urandom(4).hex(), prompt=prompt, sampling=SamplingParams())
+    request = GenerationRequest(request_id=os.urandom(4).hex(), prompt=prompt, sampling=SamplingParams(**sampling))
     metadata = ((SECRET_METADATA, view.secret), (VERSION_METADATA, CONTRACT_VERSION))
     answer = ""
     async with asyncio.timeout(20), grpc.aio.insecure_channel(address) as channel:

@@ -43,5 +43,6 @@ def _placement(settings: DeviceMap, offload_folder: Path) -> dict[str, Any]:
 
 def _placed(model: Any) -> str:
     """Such as `17 on cuda:0, 15 on cpu`."""
-    counts = Counter(str(device) for device in model.hf_device_map.values())
+    devices = getattr(model, "hf_device_map", {"": model.device})  # absent where one device takes everything
+    counts = Counter(str(device) for device in devices.values())
     return ", ".join(f"{count} on {device}" for device, count in counts.items())

@@ -8,7 +8,7 @@ to the longest of the group; prefill chunks one by one. Called by Transformers i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -133,6 +133,14 @@ def paged_attention(
     return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What `probe_attention` finds. Not a plain dictionary: hooks on the way copy those to other devices."""
+
+    shapes: dict[int, LayerShape] = field(default_factory=dict)
+    """By layer number."""
+
+
 def probe_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -140,14 +148,14 @@ def probe_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    shapes: dict[int, LayerShape],
+    probe: Probe,
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Notes each layer's shape in `shapes`, by layer number, and answers zeros. Raises `UnsupportedModelError`."""
+    """Notes the layer's shape and answers zeros. Raises `UnsupportedModelError`."""
     if key.shape != value.shape or query.shape[-1] != key.shape[-1]:
         raise UnsupportedModelError("attention whose values are not as wide as its keys is not supported")
     shape = LayerShape(num_kv_heads=key.shape[1], head_dim=key.shape[3], dtype=key.dtype, device=key.device)
-    if shapes.setdefault(module.layer_idx, shape) != shape:
+    if probe.shapes.setdefault(module.layer_idx, shape) != shape:
         raise UnsupportedModelError(f"two attentions of different shape share the layer number {module.layer_idx}")
     return torch.zeros_like(query).transpose(1, 2), None
 

@@ -76,14 +76,14 @@ def measure_layers(model: Any) -> list[attention.LayerShape]:
 
     Leaves the model's own attention as it was.
     """
-    shapes: dict[int, attention.LayerShape] = {}
+    probe = attention.Probe()
     own = model.config._attn_implementation  # noqa: SLF001  where Transformers keeps it
     model.set_attn_implementation(attention.PROBE_NAME)
     try:
-        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False, shapes=shapes)
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False, probe=probe)
     finally:
         model.set_attn_implementation(own)
-    num_layers = model.config.get_text_config().num_hidden_layers
+    shapes, num_layers = probe.shapes, model.config.get_text_config().num_hidden_layers
     if sorted(shapes) != list(range(num_layers)):
         raise UnsupportedModelError(
             f"{type(model).__name__} has {num_layers} layers, of which {len(shapes)} accept an attention function "

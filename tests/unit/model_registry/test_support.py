@@ -56,6 +56,8 @@ def test_everything_the_full_example_asks_for_too_early_is_named() -> None:
         {"type": "SingleDevice", "dtype": "float32"},
         {"type": "SingleDevice", "from_pretrained_kwargs": {"trust_remote_code": True}},
         {"type": "SingleDevice", "use_bettertransformer": True},
+        {"type": "DeviceMap", "device_map": {"": "cpu"}, "max_memory": {0: "20GiB"}},
+        {"type": "DeepSpeed", "use_meta_tensor": True, "max_tokens": 512, "group_timeout_s": 5},
         {"type": "Echo", "step_time_s": 0.1},
     ],
 )
@@ -63,9 +65,7 @@ def test_executed_initializers_pass_with_all_they_execute(initializer: dict[str,
     assert refused_keys(initialization={"initializer": initializer}) == []
 
 
-@pytest.mark.parametrize(
-    "initializer", [{"type": "DeviceMap"}, {"type": "DeepSpeed"}, {"type": "LlamaCpp", "model_filename": "x.gguf"}]
-)
+@pytest.mark.parametrize("initializer", [{"type": "LlamaCpp", "model_filename": "x.gguf"}])
 def test_other_initializers_are_refused(initializer: dict[str, Any]) -> None:
     assert refused_keys(initialization={"initializer": initializer}) == ["model_config.initialization.initializer.type"]
 
@@ -74,6 +74,7 @@ def test_other_initializers_are_refused(initializer: dict[str, Any]) -> None:
     ("initialization", "key"),
     [
         ({"initializer": {"type": "SingleDevice", "torch_compile": {}}}, "initializer.torch_compile"),
+        ({"initializer": {"type": "DeepSpeed", "use_kernel": True}}, "initializer.use_kernel"),
         ({"runtime_env": {"pip": ["x"]}}, "runtime_env"),
         ({"s3_mirror_config": {"bucket_uri": "s3://bucket/x/"}}, "s3_mirror_config"),
     ],
