@@ -165,11 +165,23 @@ class PythonPackage(Section):
 
 
 class TorchCompile(Section):
+    """The model's step is compiled and warmed up before the replica is ready."""
+
     backend: str = Field("inductor", description="torch.compile backend.")
     mode: str | None = Field(None, description="torch.compile mode, such as `max-autotune`.")
     fullgraph: bool = Field(False, description="Refuse graph breaks.")
-    dynamic: bool = Field(False, description="Compile for dynamic shapes.")
+    dynamic: bool = Field(
+        False,
+        description="One graph for steps of any size; otherwise one for each power of two of tokens, and steps are "
+        "padded to the next.",
+    )
     options: dict[str, Any] | None = Field(None, description="Options of the backend.")
+
+    @model_validator(mode="after")
+    def _mode_or_options(self) -> Self:
+        if self.mode is not None and self.options is not None:
+            raise ValueError("mode and options are both set, and torch.compile takes one of them; remove the other")
+        return self
 
 
 class _TransformersInitializer(Section):
@@ -241,7 +253,7 @@ class DeepSpeed(_TransformersInitializer):
     )
     use_meta_tensor: bool = Field(
         False,
-        description="Create the model without weights, and let DeepSpeed load each rank's share of them from the checkpoint.",
+        description="Create the model without weights; DeepSpeed then loads each rank's share of the checkpoint.",
     )
     ds_inference_kwargs: dict[str, Any] = Field({}, description="More arguments of `deepspeed.init_inference`.")
     group_timeout_s: float = Field(

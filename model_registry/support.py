@@ -85,8 +85,6 @@ def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str
             "set it to false, and the model is sharded by AutoTP"
         )
         yield f"{_INITIALIZATION}.initializer.use_kernel", reason
-    if getattr(initializer, "torch_compile", None) is not None:
-        yield f"{_INITIALIZATION}.initializer.torch_compile", "is not executed yet; remove it to run eagerly"
 
 
 def _unsupported_source(entry: RegistryEntry) -> Iterator[tuple[str, str]]:

@@ -97,19 +97,19 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._board.begin_loading()
         with self._board.failures_told(f"replica {self._replica_id} of {self._entry.model_id}"):
-            engine = await asyncio.to_thread(self._load)
+            engine, note = await asyncio.to_thread(self._load)
             address = await self._serve(engine)
         self._board.tell(
-            phase=WorkerPhase.SERVING, detail="serving", address=address, max_model_len=engine.limits.max_model_len
+            phase=WorkerPhase.SERVING, detail=note, address=address, max_model_len=engine.limits.max_model_len
         )
         logger.info("replica %s serves %s at %s", self._replica_id, self._entry.model_id, address)
         return address
 
-    def _load(self) -> Engine:
-        """On a thread: the slow part of starting."""
+    def _load(self) -> tuple[Engine, str]:
+        """On a thread: the slow part of starting. Also what an operator should know though the model serves."""
         group = self._group_listener.accept(self._entry.scaling.num_workers) if self._group_listener else None
         loaded = initializer_for(self._entry, group).load(self._entry, self._board.progress)
-        return build_engine(self._entry, loaded)
+        return build_engine(self._entry, loaded), loaded.note
 
     async def _serve(self, engine: Engine) -> str:
         """Run the engine and open its channel; returns the address."""

@@ -15,7 +15,7 @@ from workers.engine.runner import Chunk, StepPlan
 from workers.errors import LoadError
 from workers.initializers import initializer_for
 from workers.initializers.base import LoadedModel
-from workers.runners.transformers import TransformersRunner, measure_layers
+from workers.runners.transformers import EagerForward, TransformersRunner, measure_layers
 
 TOKEN_IDS = [(5 + 37 * place) % 320 for place in range(40)]
 SPLIT = {
@@ -50,7 +50,7 @@ def load(folder: Path, **initializer: Any) -> LoadedModel:
     return initializer_for(entry).load(entry, lambda line: None)
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def expected_logits(folder: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     logits: torch.Tensor = model(torch.tensor([TOKEN_IDS])).logits[0, -1]
@@ -96,7 +96,8 @@ def test_layers_on_two_devices_each_have_their_own_indices(tiny_llama: Path) -> 
     model = model_of(load(tiny_llama, device_map="cpu"))
     first, second = measure_layers(model)
     spread = [first, replace(second, device=torch.device("cpu", 0))]
-    runner = TransformersRunner(model, spread, num_kv_blocks=16, max_model_len=256)
+    forward = EagerForward(model, first.device)
+    runner = TransformersRunner(forward, spread, num_kv_blocks=16, max_model_len=256)
     assert len(runner._layouts) == 2
     torch.testing.assert_close(logits_in_two_steps(runner), expected_logits(tiny_llama), atol=1e-4, rtol=0)
 

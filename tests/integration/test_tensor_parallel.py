@@ -74,7 +74,7 @@ def rank_process(rank: int, num_ranks: int, files: list[str], work: Path) -> Ite
             process.kill()
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def assert_equals_unsharded(group: Group, folder: Path, token_ids: list[list[int]]) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected = model(torch.tensor(token_ids[:1])).logits[0, -1]

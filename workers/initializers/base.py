@@ -30,6 +30,8 @@ class LoadedModel:
     num_kv_blocks: int
     kv_block_size: int
     """Tokens per KV block."""
+    note: str = ""
+    """What an operator should know though the model serves; one line."""
 
 
 class Initializer(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from model_registry.schema import DeepSpeed, DeviceMap, Generation, RegistryEntry, SingleDevice
-from workers.errors import LoadError, UnsupportedModelError
+from model_registry.schema import DeepSpeed, DeviceMap, Generation, RegistryEntry, SingleDevice, TorchCompile
+from workers.errors import DeviceLostError, LoadError, UnsupportedModelError, first_line
 from workers.initializers.base import LoadedModel, Progress
 from workers.runners.attention import LayerShape
+from workers.runners.compiled import CompiledForward, keep_graphs_in
 from workers.runners.sampling import TorchSampler
 from workers.runners.tokenizer import HuggingFaceTokenizer
 from workers.runners.transformers import (
     BLOCK_SIZE,
+    EagerForward,
     TransformersRunner,
     check_against_own_attention,
     measure_layers,
     reference_logits,
 )
+from workers.sources import default_cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ HOST_KV_SHARE = 0.25
 """Share of the host's available memory that a KV cache may take when the registry does not say."""
 GPU_KV_SHARE = 0.9
 """Share of the GPU memory left after loading, likewise."""
+DYNAMIC_WARM_UP_SIZES = (1, 2, 16)
+"""One token is a shape of its own to the compiler; from the second size on, dimensions are dynamic."""
 RESERVED_KWARGS = ("dtype", "torch_dtype", "device_map", "attn_implementation", "quantization_config")
 """Arguments of `from_pretrained` that other keys of the registry decide."""
 
@@ -108,6 +114,7 @@ def load_tokenizer(folder: Path, model: Any, settings: TransformersSettings) -> 
 def build_loaded_model(
     model: Any,
     tokenizer: HuggingFaceTokenizer,
+    settings: TransformersSettings,
     generation: Generation,
     progress: Progress,
     *,
@@ -123,9 +130,15 @@ def build_loaded_model(
     prepare()
     layers = measure_layers(model)
     max_model_len, num_kv_blocks = _size_kv_cache(model, layers, generation, agree_on_blocks)
-    runner = TransformersRunner(model, layers, num_kv_blocks=num_kv_blocks, max_model_len=max_model_len)
+    runner = TransformersRunner(
+        EagerForward(model, layers[0].device), layers, num_kv_blocks=num_kv_blocks, max_model_len=max_model_len
+    )
     progress("warming up")
     check_against_own_attention(model, runner, expected)
+    note = ""
+    if settings.torch_compile is not None:
+        note = _compile(model, layers[0].device, runner, settings.torch_compile, generation, progress)
+        check_against_own_attention(model, runner, expected)
     return LoadedModel(
         runner=runner,
         sampler=TorchSampler(),
@@ -133,7 +146,43 @@ def build_loaded_model(
         max_model_len=max_model_len,
         num_kv_blocks=num_kv_blocks,
         kv_block_size=BLOCK_SIZE,
+        note=note,
     )
+
+
+def _compile(
+    model: Any,
+    device: torch.device,
+    runner: TransformersRunner,
+    settings: TorchCompile,
+    generation: Generation,
+    progress: Progress,
+) -> str:
+    """Make the runner use a compiled forward, with every step size warmed up; returns why it does not, or nothing."""
+    keep_graphs_in(default_cache_dir() / "torchinductor")
+    started_at = time.monotonic()
+    forward = CompiledForward(
+        model,
+        device,
+        settings,
+        max_batch_size=generation.max_batch_size,
+        max_batch_tokens=generation.max_batch_tokens,
+    )
+    runner.use(forward)
+    try:
+        for number, size in enumerate(forward.sizes or DYNAMIC_WARM_UP_SIZES, start=1):
+            progress(f"compiling steps of {size} tokens ({number} of {len(forward.sizes or DYNAMIC_WARM_UP_SIZES)})")
+            runner.warm_up(size)
+    except DeviceLostError:
+        raise
+    except Exception as error:
+        # An edge: compilers fail in ways of their own, and a model that runs slower serves better than none.
+        logger.warning("torch_compile: running eagerly, because compiling failed", exc_info=error)
+        runner.use(EagerForward(model, device))
+        cause = getattr(error, "inner_exception", error)
+        return f"runs eagerly: torch_compile failed ({type(cause).__name__}: {first_line(cause)})"
+    logger.info("torch_compile: warmed up in %.1f s", time.monotonic() - started_at)
+    return ""
 
 
 def _loaded(folder: Path, load: Callable[[], Any]) -> Any:

@@ -85,6 +85,7 @@ class DeepSpeedInitializer:
         loaded = build_loaded_model(
             model,
             tokenizer,
+            settings,
             _limited(entry.model.generation, settings.max_tokens),
             progress,
             agree_on_blocks=lambda num_blocks: _smallest(num_blocks, device, process_group),

@@ -30,7 +30,7 @@ class DeviceMapInitializer:
         model = load_weights(folder, settings, **_placement(settings, cache_dir / "offload" / folder.name))
         progress(f"layers placed: {_placed(model)}")
         tokenizer = load_tokenizer(folder, model, settings)
-        return build_loaded_model(model, tokenizer, entry.model.generation, progress)
+        return build_loaded_model(model, tokenizer, settings, entry.model.generation, progress)
 
 
 def _placement(settings: DeviceMap, offload_folder: Path) -> dict[str, Any]:

@@ -22,5 +22,5 @@ class SingleDeviceInitializer:
         model = load_weights(folder, settings).to(device)
         tokenizer = load_tokenizer(folder, model, settings)
         return build_loaded_model(
-            model, tokenizer, entry.model.generation, progress, prepare=lambda: pack_linears(model)
+            model, tokenizer, settings, entry.model.generation, progress, prepare=lambda: pack_linears(model)
         )

@@ -189,7 +189,7 @@ class Replica:
         report = await self._bounded(worker.report(None, 0.0), "it does not answer")
         self.max_model_len = report.max_model_len
         self._ready_at = self._progressed_at = time.monotonic()
-        self._move("served", "")
+        self._move("served", report.detail)
 
     async def _follow_progress(self, worker: WorkerClient) -> None:
         seen: int | None = None

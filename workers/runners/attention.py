@@ -116,11 +116,21 @@ def paged_attention(
     sliding_window: int | None = None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer; query `[1, H, T, D]`, key and value `[1, H_kv, T, D]`, result `[1, T, H, D]`."""
+    """Attention of one layer, as Transformers calls it. Raises `UnsupportedModelError` for what it cannot do."""
     _refuse(step, sliding_window, arguments)
-    cache = step.layers[module.layer_idx]
-    indices = step.indices[cache.layout]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(module.layer_idx, query, key, value, step=step, scaling=scaling), None
+
+
+def attend(
+    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, step: PagedStep, scaling: float
+) -> torch.Tensor:
+    """Write a layer's new keys and values, `[1, H_kv, T, D]` each, and attend with query `[1, H, T, D]`.
+
+    Returns `[1, T, H, D]`.
+    """
+    cache = step.layers[layer]
+    indices = step.indices[cache.layout]
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     for blocks, new in ((cache.keys, key), (cache.values, value)):
         if len(indices.fresh_blocks):
@@ -130,7 +140,7 @@ def paged_attention(
     parts += [
         _prefill(query[span.rows], key[span.rows], value[span.rows], cache, span, scaling) for span in indices.prefills
     ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,19 +22,49 @@ BLOCK_SIZE = 16
 NUM_CHECKED_TOKENS = 24
 
 
+class Forward(Protocol):
+    """Runs the model on one packed row of tokens."""
+
+    def __call__(
+        self, token_ids: list[int], positions: list[int], last_rows: list[int], step: attention.PagedStep
+    ) -> torch.Tensor:
+        """Logits `[len(last_rows), vocab_size]` of these rows."""
+
+
+class EagerForward:
+    """The model's own forward, operator by operator."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        model.set_attn_implementation(attention.NAME)
+        self._model = model
+        self._device = device
+
+    def __call__(
+        self, token_ids: list[int], positions: list[int], last_rows: list[int], step: attention.PagedStep
+    ) -> torch.Tensor:
+        output = self._model(
+            input_ids=torch.tensor([token_ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(last_rows, device=self._device, dtype=torch.long),
+            step=step,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
 class TransformersRunner:
     """A model on its device or devices, together with its KV cache."""
 
     def __init__(
-        self, model: Any, layers: Sequence[attention.LayerShape], *, num_kv_blocks: int, max_model_len: int
+        self, forward: Forward, layers: Sequence[attention.LayerShape], *, num_kv_blocks: int, max_model_len: int
     ) -> None:
         """`layers` as `measure_layers` found them."""
-        self._model = model
-        self._input_device = layers[0].device
+        self._forward = forward
+        self._num_kv_blocks = num_kv_blocks
         self._max_model_len = max_model_len
         self._layers = [_layer_cache(shape, num_kv_blocks) for shape in layers]
         self._layouts = {cache.layout for cache in self._layers}
-        model.set_attn_implementation(attention.NAME)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
@@ -42,32 +72,35 @@ class TransformersRunner:
         order, groups = attention.pack(plan.chunks)
         packed = [plan.chunks[index] for index in order]
         rows = attention.row_slices(packed)
-        group_sizes = [len(group) for group in groups]
-        step = attention.PagedStep(
-            layers=self._layers,
-            indices={layout: layout.indices(packed, rows, group_sizes) for layout in self._layouts},
-            max_model_len=self._max_model_len,
-        )
-        logits = self._forward(packed, step, _last_rows(packed, rows))
+        logits = self._logits(packed, rows, self._step(packed, rows, [len(group) for group in groups]))
         place = {index: place for place, index in enumerate(i for i in order if plan.chunks[i].wants_logits)}
         wanted = [place[index] for index, chunk in enumerate(plan.chunks) if chunk.wants_logits]
         return logits[wanted].float()
 
-    def _forward(self, packed: Sequence[Chunk], step: attention.PagedStep, last_rows: list[int]) -> torch.Tensor:
+    def use(self, forward: Forward) -> None:
+        """Run the same model another way from now on; the KV cache stays."""
+        self._forward = forward
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Run a step of so many tokens of no sequence, as far as the KV cache holds them."""
+        num_tokens = min(num_tokens, self._num_kv_blocks * BLOCK_SIZE)
+        block_ids = range(-(-num_tokens // BLOCK_SIZE))
+        self.run(StepPlan([Chunk([0] * num_tokens, 0, block_ids, wants_logits=True)]))
+
+    def _step(self, packed: Sequence[Chunk], rows: Sequence[slice], group_sizes: Sequence[int]) -> attention.PagedStep:
+        return attention.PagedStep(
+            layers=self._layers,
+            indices={layout: layout.indices(packed, rows, group_sizes) for layout in self._layouts},
+            max_model_len=self._max_model_len,
+        )
+
+    def _logits(self, packed: Sequence[Chunk], rows: Sequence[slice], step: attention.PagedStep) -> torch.Tensor:
         token_ids = [token_id for chunk in packed for token_id in chunk.token_ids]
         positions = [position for chunk in packed for position in range(chunk.start, chunk.end)]
         try:
-            output = self._model(
-                input_ids=torch.tensor([token_ids], device=self._input_device),
-                position_ids=torch.tensor([positions], device=self._input_device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(last_rows, device=self._input_device, dtype=torch.long),
-                step=step,
-            )
+            return self._forward(token_ids, positions, _last_rows(packed, rows), step)
         except torch.AcceleratorError as error:
             raise DeviceLostError(str(error).partition("\n")[0]) from error
-        logits: torch.Tensor = output.logits[0]
-        return logits
 
 
 @torch.inference_mode()

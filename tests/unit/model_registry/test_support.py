@@ -45,7 +45,6 @@ def test_everything_the_full_example_asks_for_too_early_is_named() -> None:
         "downscale_delay_s",
         "runtime_env",
         "s3_mirror_config",
-        "torch_compile",
     ]
     assert all(": " in line and "; " in line for line in lines), "each line gives a reason and a next step"
 
@@ -56,6 +55,7 @@ def test_everything_the_full_example_asks_for_too_early_is_named() -> None:
         {"type": "SingleDevice", "dtype": "float32"},
         {"type": "SingleDevice", "from_pretrained_kwargs": {"trust_remote_code": True}},
         {"type": "SingleDevice", "use_bettertransformer": True},
+        {"type": "SingleDevice", "torch_compile": {"backend": "inductor", "mode": "max-autotune"}},
         {"type": "DeviceMap", "device_map": {"": "cpu"}, "max_memory": {0: "20GiB"}},
         {"type": "DeepSpeed", "use_meta_tensor": True, "max_tokens": 512, "group_timeout_s": 5},
         {"type": "Echo", "step_time_s": 0.1},
@@ -73,7 +73,6 @@ def test_other_initializers_are_refused(initializer: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("initialization", "key"),
     [
-        ({"initializer": {"type": "SingleDevice", "torch_compile": {}}}, "initializer.torch_compile"),
         ({"initializer": {"type": "DeepSpeed", "use_kernel": True}}, "initializer.use_kernel"),
         ({"runtime_env": {"pip": ["x"]}}, "runtime_env"),
         ({"s3_mirror_config": {"bucket_uri": "s3://bucket/x/"}}, "s3_mirror_config"),

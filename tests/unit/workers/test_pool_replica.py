@@ -40,9 +40,8 @@ class FakeWorker:
         await self.alive.wait()
         if seen is not None:
             await asyncio.sleep(timeout_s)
-        return WorkerReport(
-            version=1, phase=self.phase, detail="fetching", pid=42, max_model_len=128, status=self.status
-        )
+        detail = "runs eagerly" if self.loaded.is_set() else "fetching"
+        return WorkerReport(version=1, phase=self.phase, detail=detail, pid=42, max_model_len=128, status=self.status)
 
     async def drain(self, timeout_s: float) -> bool:
         self.calls.append("drain")
@@ -101,7 +100,7 @@ async def running(host: FakeHost, load_timeout_s: float = 10) -> AsyncIterator[t
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_replica_goes_from_pending_over_starting_to_ready() -> None:
+async def test_a_replica_goes_from_pending_over_starting_to_ready_and_keeps_its_workers_note() -> None:
     host = FakeHost()
     async with running(host) as (replica, _):
         await until(lambda: replica.detail == "starting its process")
@@ -112,7 +111,7 @@ async def test_a_replica_goes_from_pending_over_starting_to_ready() -> None:
         host.worker.loaded.set()
         await until(lambda: state_of(replica) is ReplicaState.READY)
         assert replica.view.address == "127.0.0.1:1"
-        assert (replica.max_model_len, replica.pid, replica.view.detail) == (128, 42, "")
+        assert (replica.max_model_len, replica.pid, replica.view.detail) == (128, 42, "runs eagerly")
 
 
 async def test_a_replica_without_a_place_says_why_for_as_long_as_it_takes() -> None:
