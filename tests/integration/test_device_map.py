@@ -67,7 +67,7 @@ def logits_in_two_steps(runner: Any) -> torch.Tensor:
 
 def model_of(loaded: LoadedModel) -> Any:
     runner: Any = loaded.runner
-    return runner._model
+    return runner._forward._model
 
 
 def test_a_model_split_between_memory_and_disk_equals_the_whole_one(tiny_llama: Path) -> None:

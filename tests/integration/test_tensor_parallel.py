@@ -2,90 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-MAX_TOKENS = 12
-TIMEOUT_S = 150
-TOLERANCE = 1e-3
-"""Ranks add up in another order than one process does; float32 explains far less than this."""
+from tests.support.tensor_parallel_group import assert_equals_unsharded, prompts, run_group
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@dataclass(frozen=True)
-class Group:
-    """What the ranks of one group printed."""
-
-    shapes: list[dict[str, list[int]]]
-    logits: torch.Tensor
-    generated: list[list[int]]
-
-
-def prompts(vocab_size: int) -> list[list[int]]:
-    return [[(11 + 37 * number + 101 * place) % vocab_size for place in range(9 + 7 * number)] for number in range(4)]
-
-
-def run_group(folder: Path, num_ranks: int, work: Path, token_ids: list[list[int]], **initializer: Any) -> Group:
-    entry = {
-        "model_config": {
-            "model_id": "tests/model",
-            "initialization": {
-                "hf_model_id": str(folder),
-                "initializer": {"type": "DeepSpeed", "dtype": "float32", **initializer},
-            },
-            "generation": {"max_batch_size": 8, "kv_cache_tokens": 2048},
-        },
-        "scaling_config": {"num_gpus_per_worker": 0, "num_cpus_per_worker": 1, "num_workers": num_ranks},
-    }
-    (work / "entry.json").write_text(json.dumps(entry))
-    (work / "probe.json").write_text(json.dumps({"prompts": token_ids, "max_tokens": MAX_TOKENS}))
-    files = [str(work / name) for name in ("address", "entry.json", "probe.json")]
-    with ExitStack() as processes:
-        ranks = [processes.enter_context(rank_process(rank, num_ranks, files, work)) for rank in range(num_ranks)]
-        outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
-    lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
-    assert len(lines[0]) == 2, (work / "rank-0.log").read_text()
-    (_, answer), shapes = lines[0], [rank_lines[0]["shapes"] for rank_lines in lines]
-    return Group(shapes, torch.tensor(answer["logits"]), answer["generated"])
-
-
-@contextmanager
-def rank_process(rank: int, num_ranks: int, files: list[str], work: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.support.tensor_parallel_rank", str(rank), str(num_ranks), *files]
-    root = Path(__file__).parents[2]
-    with (
-        (work / f"rank-{rank}.log").open("w") as log,
-        subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def assert_equals_unsharded(group: Group, folder: Path, token_ids: list[list[int]]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    expected = model(torch.tensor(token_ids[:1])).logits[0, -1]
-    assert float((group.logits - expected).abs().max()) < TOLERANCE
-    for prompt, generated in zip(token_ids, group.generated, strict=True):
-        logits = model(torch.tensor([prompt + generated])).logits[0, len(prompt) - 1 : -1]
-        highest = logits.max(dim=-1).values
-        chosen = logits.gather(1, torch.tensor(generated)[:, None])[:, 0]
-        # The likeliest token each time; a tie within the tolerance may go either way.
-        assert float((highest - chosen).max()) < TOLERANCE
-        assert len(generated) == MAX_TOKENS
 
 
 def test_two_ranks_equal_the_unsharded_real_model_although_its_heads_do_not_divide(

@@ -33,7 +33,7 @@ def main(rank: int, num_ranks: int, address_file: Path, entry_file: Path, probe_
     group = lead(num_ranks, address_file) if rank == 0 else join(rank, num_ranks, address_file)
     loaded = initializer_for(entry, group).load(entry, lambda line: None)
     runner: Any = loaded.runner
-    model = (runner._runner if rank == 0 else runner)._model
+    model = (runner._runner if rank == 0 else runner)._forward._model
     say({"shapes": shapes(model)})
     if rank:
         follow(loaded.runner, group)  # type: ignore[arg-type]  # a follower's group, as the rank is not 0
