@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 import ray
 
 from aviary.ray_cluster import RayCluster
@@ -22,7 +19,6 @@ from model_registry.contract import (
     SECRET_METADATA,
     VERSION_METADATA,
     GenerationRequest,
-    ModelView,
     PoolView,
     ReplicaState,
     SamplingParams,
@@ -32,56 +28,10 @@ from model_registry.contract import (
     decode_frame,
     encode_command,
 )
-from model_registry.schema import RegistryEntry
+from tests.support.live_pool import OPTIONS, ended, entry, num_ready, until
 from workers.pool.client import PoolClient
 from workers.pool.errors import PoolError
 from workers.pool.ray_host import living_replicas
-from workers.pool.state import PoolOptions
-
-OPTIONS = PoolOptions(load_timeout_s=3, drain_timeout_s=2)
-
-
-def entry(model_id: str, *, replicas: int = 1, load_time_s: float = 0.0, **scaling: Any) -> RegistryEntry:
-    return RegistryEntry.model_validate(
-        {
-            "deployment_config": {"autoscaling_config": {"min_replicas": replicas, "max_replicas": replicas}},
-            "model_config": {
-                "model_id": model_id,
-                "initialization": {
-                    "initializer": {"type": "Echo", "load_time_s": load_time_s, "step_time_s": 0.01},
-                },
-            },
-            "scaling_config": {"num_gpus_per_worker": 0, "num_cpus_per_worker": 0.5, **scaling},
-        }
-    )
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[RayCluster]:
-    one = asyncio.run(RayCluster.start_local(num_cpus=8))
-    yield one
-    asyncio.run(one.close())
-
-
-@pytest_asyncio.fixture
-async def pool(cluster: RayCluster) -> AsyncIterator[PoolClient]:
-    client = await PoolClient.find_or_start()
-    yield client
-    await client.shutdown(20)
-    assert await asyncio.to_thread(living_replicas) == set()
-
-
-async def until(pool: PoolClient, condition: Callable[[dict[str, ModelView]], bool], timeout_s: float = 25) -> PoolView:
-    """The first view of which the condition holds."""
-    async with asyncio.timeout(timeout_s):
-        async for view in pool.views():
-            if condition({model.model_id: model for model in view.models}):
-                return view
-    raise AssertionError("views never end")
-
-
-def num_ready(model: ModelView) -> int:
-    return sum(replica.state is ReplicaState.READY for replica in model.replicas)
 
 
 async def generate(view: PoolView, address: str, text: str) -> str:
@@ -99,20 +49,6 @@ async def generate(view: PoolView, address: str, text: str) -> str:
                 answer += output.text
                 if output.is_final:
                     return answer
-
-
-async def ended(*pids: int) -> None:
-    """Until none of the processes runs; one that nobody has waited for yet does not run any more."""
-    async with asyncio.timeout(5):
-        while any(_runs(pid) for pid in pids):  # noqa: ASYNC110  no child of ours that could be waited for
-            await asyncio.sleep(0.05)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def test_a_killed_worker_is_replaced_and_the_other_goes_on(pool: PoolClient) -> None:
@@ -199,8 +135,8 @@ async def test_models_come_and_go_and_changes_are_refused(pool: PoolClient) -> N
     view = await until(pool, lambda models: num_ready(models["test/one"]) == 1)
     with pytest.raises(PoolError, match=r"test/one: is deployed with other settings"):
         await pool.apply([entry("test/one", replicas=2), entry("test/two")], OPTIONS)
-    with pytest.raises(PoolError, match=r"test/bad: .*num_workers"):
-        await pool.apply([entry("test/two"), entry("test/bad", num_workers=2)], OPTIONS)
+    with pytest.raises(PoolError, match=r"test/bad: .*hf_model_id"):
+        await pool.apply([entry("test/two"), entry("test/bad", initialization={"hf_model_id": "a/b"})], OPTIONS)
     assert (await pool.view()).models == view.models, "a refused apply changes nothing"
     assert await pool.add([entry("test/one"), entry("test/two")], OPTIONS) == ["test/two"]
     await until(pool, lambda models: num_ready(models["test/two"]) == 1)

@@ -44,9 +44,15 @@ def placement_for(entry: RegistryEntry) -> Placement:
         "GPU": options.num_gpus or 0,
         "memory": options.memory or 0,
         **options.resources,
+        **_accelerator(options.accelerator_type),
     }
     bundles = [_sum(worker, front), *(_sum(worker) for _ in range(scaling.num_workers - 1))]
     return Placement(tuple(bundle or SMALLEST_RESERVATION for bundle in bundles), scaling.placement_strategy)
+
+
+def _accelerator(accelerator_type: str | None) -> Resources:
+    """An accelerator type as Ray itself asks for it: a sliver of a resource that nodes with such a one offer."""
+    return {f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {}
 
 
 def explain_pending(placement: Placement, nodes: Sequence[Node]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from model_registry.naming import slug_of
 from model_registry.schema import RegistryEntry
 from workers.errors import WorkerError
 from workers.pool.placement import Node, Placement, Resources, explain_pending, placement_for
+from workers.pool.process_environment import runtime_env_of
 from workers.pool.replica import ReplicaFailedError, WorkerClient
 from workers.report import WorkerReport
 from workers.worker import Worker, first_line
@@ -118,7 +118,7 @@ class RayHost:
             "lifetime": "detached",
             "max_restarts": 0,
             "max_task_retries": 0,
-            "runtime_env": {"env_vars": _env_vars(self._entry)},
+            "runtime_env": runtime_env_of(self._entry, is_front=True),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0),
             **_actor_resources(self._placement),
         }
@@ -175,10 +175,15 @@ def _reason(error: RayError) -> str:
         cause = error.cause
         return first_line(cause) if isinstance(cause, WorkerError) else f"{type(cause).__name__}: {first_line(cause)}"
     if isinstance(error, RuntimeEnvSetupError):
-        return f"its runtime environment cannot be set up: {first_line(error)}"
+        return f"its runtime environment cannot be set up: {_last_line(error)}"
     if isinstance(error, RayActorError):
         return "its process died; its log on the node says more"
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _last_line(error: RayError) -> str:
+    """Where Ray quotes what failed on the node, the cause comes last: pip's own error, or that of an exception."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _actor_resources(placement: Placement) -> dict[str, object]:
@@ -191,9 +196,3 @@ def _actor_resources(placement: Placement) -> dict[str, object]:
         "memory": bundle.get("memory"),
         "resources": custom or None,
     }
-
-
-def _env_vars(entry: RegistryEntry) -> dict[str, str]:
-    """Environment of the process: as many compute threads as the registry gives the worker CPUs."""
-    num_threads = max(1, math.ceil(entry.scaling.num_cpus_per_worker))
-    return {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": str(num_threads)}

@@ -297,6 +297,16 @@ class TestMessages:
                 "which needs default",
             ),
             (
+                with_section("scaling_config: {num_workers: 2}\n"),
+                "scaling_config: num_workers is 2, but Echo runs one worker per replica; write num_workers: 1 and "
+                "num_gpus_per_worker: 2, or use DeepSpeed",
+            ),
+            (
+                with_section("  max_input_words: 8\n") + "  generation: {max_input_words: 9}\n",
+                "model_config.max_input_words: 8 contradicts generation.max_input_words (9), its place of today; keep "
+                "that one",
+            ),
+            (
                 "model_config: {model_id: foo--bar, initialization: {initializer: {type: Echo}}}\n",
                 'model_config.model_id: "foo--bar" contains "--" or "..", which a model id must not: '
                 '"--" stands for "/" in names',

@@ -1,0 +1,36 @@
+"""One Ray for all tests of this folder that need it: a process can have one at a time, and a start takes seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from aviary.ray_cluster import RayCluster
+from workers.pool.client import PoolClient
+from workers.pool.ray_host import living_replicas
+
+ACCELERATOR = "TESTED"
+"""The one type of accelerator that the cluster's node says it has."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 8, f"accelerator_type:{ACCELERATOR}": 1}))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", os.environ.get("RAY_USAGE_STATS_ENABLED", "0"))
+        one = asyncio.run(RayCluster.start_local(num_cpus=8))
+    yield one
+    asyncio.run(one.close())
+
+
+@pytest_asyncio.fixture
+async def pool(cluster: RayCluster) -> AsyncIterator[PoolClient]:
+    client = await PoolClient.find_or_start()
+    yield client
+    await client.shutdown(20)
+    assert await asyncio.to_thread(living_replicas) == set()
