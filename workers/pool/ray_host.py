@@ -54,6 +54,11 @@ def living_replicas() -> set[str]:
     return {name for name in actors | groups if name.startswith(f"{NAME_PREFIX}:")}
 
 
+def living_nodes() -> list[Node]:
+    """Every node of the cluster and all it has, used or not. Blocks."""
+    return [Node(node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
 def remove_replica(name: str) -> None:
     """Kill the actor and remove the placement group of this name, whichever exist. Blocks."""
     with contextlib.suppress(ValueError):
@@ -127,8 +132,7 @@ class RayHost:
     def _why_pending(self) -> str | None:
         if self._group is None or placement_group_table(self._group).get("state") == "CREATED":
             return None
-        nodes = [Node(node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        return explain_pending(self._placement, nodes)
+        return explain_pending(self._placement, living_nodes())
 
 
 class RayWorkerClient:

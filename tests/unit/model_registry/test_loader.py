@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,10 +61,6 @@ class TestGoodFolders:
             "mosaicml/mpt-7b-instruct",
         } <= registry.entries.keys()
         assert registry.files["aviary/echo"] == ZOO / "aviary--echo.yaml"
-
-    def test_each_file_of_the_zoo_opens_with_a_comment_that_says_what_it_shows(self) -> None:
-        for file in ZOO.glob("*.yaml"):
-            assert re.match(r"# Shows? .{20}", file.read_text(encoding="utf-8")), file
 
     def test_yml_counts_and_hidden_files_other_suffixes_and_subfolders_do_not(self, write: Write, folder: Path) -> None:
         write("a--b.yml", ECHO.format(id="a/b"))
