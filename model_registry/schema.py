@@ -454,7 +454,7 @@ class Generation(Section):
 
 class ModelConfig(Section):
     model_id: ModelId = Field(description="Public name of the model, and its Hugging Face id unless overridden.")
-    model_description: str = Field("", description="One paragraph for people.")
+    model_description: str = Field("", description="One paragraph for people; shown by `/v1/models`.")
     initialization: Initialization = Field(description="Where the weights come from and how they are loaded.")
     generation: Generation = Field(Generation(), description="How the model generates.")
     max_input_words: int | None = Field(None, ge=1, description="Older place of `generation.max_input_words`.")

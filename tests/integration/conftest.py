@@ -1,4 +1,4 @@
-"""One Ray for all tests of this folder that need it: a process can have one at a time, and a start takes seconds."""
+"""One Ray for each file of tests that needs it: a process can have one at a time, and a start takes seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCELERATOR = "TESTED"
 """The one type of accelerator that the cluster's node says it has."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 8, f"accelerator_type:{ACCELERATOR}": 1}))

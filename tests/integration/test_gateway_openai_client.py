@@ -198,6 +198,15 @@ def test_a_deadline_is_a_504() -> None:
     assert (caught.value.status_code, caught.value.type, caught.value.code) == (504, "server_error", "timeout")
 
 
+def test_a_model_is_described_in_the_registrys_words() -> None:
+    plain = entry()
+    described = plain.model_copy(update={"model": plain.model.model_copy(update={"model_description": "Says hello."})})
+    with LiveGateway({"a": TalkingWorker()}, of=described) as gateway, client_of(gateway) as client:
+        found = client.models.retrieve(MODEL)
+    assert found.model_extra is not None
+    assert found.model_extra["description"] == "Says hello."
+
+
 @pytest.mark.parametrize("place", ["generation", "model_config"])
 def test_a_prompt_of_too_many_words_is_refused_before_it_waits(place: str) -> None:
     limited = entry(max_input_words=3) if place == "generation" else _with_older_limit(3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from model_registry.contract import ModelView, ReplicaState
+from model_registry.contract import ModelView
 from tests.integration.conftest import ACCELERATOR
 from tests.support.live_pool import OPTIONS, entry, num_ready, until
 from workers.pool.client import PoolClient
@@ -54,10 +54,14 @@ async def test_what_cannot_be_had_fails_with_its_reason(pool: PoolClient, tmp_pa
         OPTIONS,
     )
     view = await until(
-        pool, lambda models: all(model.replicas[0].state is ReplicaState.FAILED for model in models.values())
+        pool,
+        lambda models: (
+            "cannot be set up" in models["test/folder"].replicas[0].detail
+            and "pg_timeout_s" in models["test/accelerator"].replicas[0].detail
+        ),
     )
     folder, accelerator = (model.replicas[0].detail for model in view.models)
-    assert folder.startswith("its runtime environment cannot be set up: ")
+    assert "its runtime environment cannot be set up: " in folder
     assert str(tmp_path / "missing") in folder
     assert "no place within 0.5 s (scaling_config.pg_timeout_s)" in accelerator
     assert "no node offers accelerator_type:H100" in accelerator

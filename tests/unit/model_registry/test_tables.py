@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from model_registry import tables as module
-from model_registry.loader import ZOO, RegistryError, load_entry
+from model_registry.loader import ZOO, RegistryError, load_entry, load_registry
 from model_registry.schema import RegistryEntry
 from model_registry.strict_yaml import parse_yaml, read_yaml
 
@@ -187,13 +187,37 @@ def test_the_json_schema_accepts_what_the_loader_accepts(text: str, tmp_path: An
     loaded(text, tmp_path)
 
 
-def test_the_readmes_examples_load_under_the_names_they_give(tmp_path: Any) -> None:
-    examples = re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", readme(), re.DOTALL)
-    assert len(examples) == 2
-    for name, text in examples:
+def test_the_readmes_files_load_under_the_names_they_give_and_those_of_the_zoo_are_the_shipped_models(
+    tmp_path: Any,
+) -> None:
+    examples = dict(re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", readme(), re.DOTALL))
+    for name, text in examples.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-        try:
-            entry = load_entry(tmp_path / name)
-        except RegistryError as error:
-            pytest.fail(f"the README's example {name}: {error}")
-        assert entry.model_id == load_entry(ZOO / name).model_id
+    registry = load_registry(tmp_path)
+    assert len(registry.entries) == len(examples) >= 6
+    for name in ("aviary--echo.yaml", "mosaicml--mpt-7b-chat.yaml"):
+        assert load_entry(tmp_path / name).model_id == load_entry(ZOO / name).model_id
+    for text in examples.values():
+        CHECKER.validate(parse_yaml(text).data)
+
+
+def test_the_readmes_other_examples_are_parts_of_a_file() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", readme(), re.DOTALL)
+    parts = [block for block in blocks if not re.match(r"# \S+\.yaml|# yaml-", block)]
+    assert len(parts) >= 4
+    for part in parts:
+        values: Any = parse_yaml(part).data
+        (key,) = values
+        around = {"initializer": "initialization", "runtime_env": "initialization", "scaling_config": None}[key]
+        example: dict[str, Any] = {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}}
+        whole: dict[str, Any] = {"model_config": example}
+        (whole if around is None else example[around]).update(values)
+        RegistryEntry.model_validate(whole, by_alias=True, by_name=False)
+
+
+def test_the_readmes_table_of_contents_leads_somewhere() -> None:
+    headings = re.findall(r"^##+ (.*)$", readme(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", readme()))
+    assert len(links) >= 12
+    assert links <= anchors

@@ -40,6 +40,16 @@ def test_packages_and_an_archive_are_handed_on_and_a_folder_is_used_where_it_lie
     assert (archive["uv"], archive["working_dir"]) == (["einops"], "s3://b/code.zip")
 
 
+@pytest.mark.parametrize("key", ["pip", "uv", "working_dir"])
+def test_each_key_of_either_environment_reaches_its_processes(key: str) -> None:
+    value: Any = "/code" if key == "working_dir" else ["einops"]
+    shown = "local:///code" if key == "working_dir" else ["einops"]
+    for_all, for_front = entry(**{key: value}), entry(front={key: value})
+    assert runtime_env_of(for_all, is_front=True)[key] == runtime_env_of(for_all, is_front=False)[key] == shown
+    assert runtime_env_of(for_front, is_front=True)[key] == shown
+    assert key not in runtime_env_of(for_front, is_front=False)
+
+
 def test_the_front_actors_own_environment_reaches_no_other_worker() -> None:
     both = entry(front={"env_vars": {"FRONT": "1"}}, env_vars={"EVERY": "1"})
     assert {"FRONT", "EVERY"} <= runtime_env_of(both, is_front=True)["env_vars"].keys()
