@@ -38,7 +38,7 @@ environment:
 
 exit status:
   0  done, or ended by Ctrl-C or SIGTERM
-  1  what was asked for failed: no model can be served, an invalid file, the pool refused
+  1  what was asked for failed: no model can be served, an invalid file, a cluster too small, the pool refused
   2  wrong arguments, settings, registry, port or cluster; nothing was started
   130  a command other than `serve` was interrupted by Ctrl-C before it was done
 """
@@ -93,7 +93,14 @@ def parser() -> argparse.ArgumentParser:
     models = add("models", "aviary.registry_commands:models", "List the registry's models.")
     models.add_argument("--registry", type=Path, metavar="FOLDER", help="overrides AVIARY_REGISTRY")
     validate = add("validate", "aviary.registry_commands:validate", "Check registry files and name every problem.")
-    validate.add_argument("path", type=Path, metavar="FILE_OR_FOLDER")
+    validate.add_argument("paths", type=Path, nargs="+", metavar="FILE_OR_FOLDER")
+    validate.add_argument(
+        "--cluster",
+        action="store_true",
+        help="also ask the Ray cluster what it lacks for each model; changes nothing",
+    )
+    validate.add_argument("--address", metavar="HOST:PORT", help="the cluster to ask, not RAY_ADDRESS")
+    add("schema", "aviary.registry_commands:schema", "Print the JSON schema of a registry file, for editors.")
     return root
 
 

@@ -1,4 +1,4 @@
-"""From messages to the prompt a worker gets. Pure: knows the registry's prompt_format and the contract, nothing else.
+"""From messages to the prompt a worker gets, and how long it may be. Pure: knows the registry and the contract.
 
 Three ways, chosen by the model's `prompt_format`:
 
@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gateway.errors import ContextLengthExceededError
 from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment
-from model_registry.schema import INSTRUCTION, PromptFormat
+from model_registry.schema import INSTRUCTION, ModelConfig, PromptFormat
 
 SYSTEM = "{system}"
 
@@ -33,6 +34,17 @@ def render_chat(messages: Sequence[ChatMessage], prompt_format: PromptFormat | s
     else:
         segments = _render_roles(messages, prompt_format)
     return TextPrompt(tuple(_joined(segments)))
+
+
+def check_num_words(text: str, model: ModelConfig, param: str) -> None:
+    """Raises `ContextLengthExceededError` when what a client wrote has more words than the registry allows."""
+    limit = model.input_word_limit
+    if limit is not None and (num_words := len(text.split())) > limit:
+        raise ContextLengthExceededError(
+            f"This model accepts prompts of at most {limit} words. However, yours has {num_words} words. "
+            "Please reduce its length.",
+            param=param,
+        )
 
 
 def raw_text(text: str) -> TextPrompt:

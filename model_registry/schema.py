@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from model_registry import runtime_env as runtime_environments
 from model_registry.naming import MODEL_ID_PATTERN, check_model_id
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -67,6 +68,7 @@ def _check_relative_path(path: str) -> str:
     return path
 
 
+Requirement = Annotated[str, AfterValidator(runtime_environments.check_requirement)]
 CustomResources = Annotated[dict[str, Share], AfterValidator(_check_custom_resources)]
 
 
@@ -110,13 +112,46 @@ class AutoscalingConfig(Section):
         return self
 
 
+class RuntimeEnv(Section):
+    """What a process needs beside its node's own Python, set up by Ray on the node before the process starts."""
+
+    pip: list[Requirement] | None = Field(
+        None, description="Requirements installed by pip into a copy of the node's environment; not beside `uv`."
+    )
+    uv: list[Requirement] | None = Field(None, description="The same, installed by uv.")
+    env_vars: Annotated[dict[str, str], AfterValidator(runtime_environments.check_env_vars)] | None = Field(
+        None, description="Environment variables; they override those that Aviary sets itself (`OMP_NUM_THREADS`)."
+    )
+    working_dir: Annotated[str, AfterValidator(runtime_environments.check_working_dir)] | None = Field(
+        None,
+        description=(
+            "Folder the process runs in and imports from: an absolute path that every node has, or the URI of an "
+            "archive (`s3://…/code.zip`)."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_installer(self) -> Self:
+        runtime_environments.check_installers(self.given)
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is set, under Ray's names."""
+        return {key: value for key, value in self.model_dump().items() if value}
+
+
 class RayActorOptions(Section):
     num_cpus: Share | None = Field(None, description="CPUs of the replica's front actor.")
     num_gpus: Share | None = Field(None, description="GPUs of the replica's front actor.")
     memory: Share | None = Field(None, description="Bytes of memory reserved for the front actor.")
     resources: CustomResources = Field({}, description="Custom resources of the front actor.")
-    accelerator_type: str | None = Field(None, description="Accelerator type its node must have.")
-    runtime_env: dict[str, Any] | None = Field(None, description="Ray runtime environment of the front actor.")
+    accelerator_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] | None = Field(
+        None, description="Accelerator its node must have, by Ray's name for it, such as `A10G`, `H100` or `L4`."
+    )
+    runtime_env: RuntimeEnv | None = Field(
+        None, description="Environment of the front actor, joined with that of `initialization.runtime_env`."
+    )
 
 
 class DeploymentConfig(Section):
@@ -135,13 +170,6 @@ class DeploymentConfig(Section):
     ray_actor_options: RayActorOptions = Field(
         RayActorOptions(), description="Resources and environment of the replica's front actor."
     )
-
-
-class RuntimeEnv(Section):
-    pip: list[str] | None = Field(None, description="Packages installed for the workers.")
-    uv: list[str] | None = Field(None, description="The same, installed by uv.")
-    env_vars: dict[str, str] | None = Field(None, description="Environment variables of the workers.")
-    working_dir: str | None = Field(None, description="Working directory shipped to the workers.")
 
 
 class S3MirrorConfig(Section):
@@ -286,7 +314,7 @@ class Initialization(Section):
         None,
         description="Where the weights come from when that is not `model_id`: a Hugging Face id or an absolute folder.",
     )
-    runtime_env: RuntimeEnv | None = Field(None, description="Dependent libraries and variables of the workers.")
+    runtime_env: RuntimeEnv | None = Field(None, description="Environment of every worker of the replica.")
     s3_mirror_config: S3MirrorConfig | None = Field(None, description="Load from S3 instead of the Hugging Face Hub.")
     python_package: PythonPackage | None = Field(None, description="Load from a file inside a Python distribution.")
     initializer: Initializer = Field(description="How the model is loaded, chosen by `type`.")
@@ -415,6 +443,19 @@ class Generation(Section):
     max_model_len: int | None = Field(
         None, ge=16, description="Context length in tokens; the model's own when absent, never more than it."
     )
+    max_input_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens a prompt may have, template included; more are answered 400. The context when absent.",
+    )
+    max_input_words: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Words, parted by whitespace, that the text of a prompt or of a conversation's last message may have; "
+            "checked by the gateway before the request waits. No limit when absent."
+        ),
+    )
     kv_cache_tokens: int | None = Field(
         None, ge=16, description="Tokens the KV cache holds; sized by the free memory when absent."
     )
@@ -442,17 +483,78 @@ class Generation(Section):
 
 class ModelConfig(Section):
     model_id: ModelId = Field(description="Public name of the model, and its Hugging Face id unless overridden.")
-    model_description: str = Field("", description="One paragraph for people.")
+    model_description: str = Field("", description="One paragraph for people; shown by `/v1/models`.")
     initialization: Initialization = Field(description="Where the weights come from and how they are loaded.")
     generation: Generation = Field(Generation(), description="How the model generates.")
+    max_input_words: int | None = Field(None, ge=1, description="Older place of `generation.max_input_words`.")
+
+    @field_validator("max_input_words")
+    @classmethod
+    def _same_in_both_places(cls, given: int | None, info: ValidationInfo) -> int | None:
+        generation = info.data.get("generation")
+        if generation is not None and given is not None and generation.max_input_words not in (None, given):
+            raise ValueError(
+                f"{given} contradicts generation.max_input_words ({generation.max_input_words}), its place of today; "
+                "keep that one"
+            )
+        return given
+
+    @property
+    def input_word_limit(self) -> int | None:
+        """`max_input_words`, wherever it is given."""
+        return self.max_input_words or self.generation.max_input_words
+
+
+def _check_gpu_share(num_gpus: float) -> float:
+    if num_gpus > 1 and not num_gpus.is_integer():
+        raise ValueError(f"{num_gpus:g} is neither a whole number of GPUs nor a part of one; round it")
+    return num_gpus
 
 
 class ScalingConfig(Section):
-    num_workers: int = Field(1, ge=1, description="Workers of one replica; only DeepSpeed uses more than one.")
-    num_gpus_per_worker: Share = Field(1, description="GPUs of each worker; 0 runs on the CPU.")
+    num_workers: int = Field(1, ge=1, description="Workers of one replica; only DeepSpeed may have more than one.")
+    num_gpus_per_worker: Annotated[Share, AfterValidator(_check_gpu_share)] = Field(
+        1,
+        description=(
+            "GPUs of each worker: 0 runs on the CPU, a part below 1 shares a GPU with other replicas, more than one is "
+            "for DeviceMap and LlamaCpp."
+        ),
+    )
     num_cpus_per_worker: Share = Field(1, description="CPUs of each worker, and its number of compute threads.")
     resources_per_worker: CustomResources = Field({}, description="Custom resources of each worker.")
     placement_strategy: PlacementStrategy = Field("PACK", description="How workers are placed over nodes.")
+    pg_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Seconds a replica may wait for its place before it fails with the reason and is tried again later; as "
+            "long as it takes when absent, because nodes may join at any time and the wait costs nothing."
+        ),
+    )
+
+
+def _front_environment(deployment: DeploymentConfig, model: ModelConfig) -> dict[str, Any]:
+    front, every = deployment.ray_actor_options.runtime_env, model.initialization.runtime_env
+    return runtime_environments.merged(
+        every.given if every else {},
+        front.given if front else {},
+        paths=("model_config.initialization.runtime_env", "deployment_config.ray_actor_options.runtime_env"),
+    )
+
+
+def _check_workers(scaling: ScalingConfig, initializer: str) -> None:
+    """DeepSpeed has one rank per worker and one GPU per rank; every other initializer has one worker with all GPUs."""
+    num_workers, num_gpus = scaling.num_workers, scaling.num_gpus_per_worker
+    if initializer == "DeepSpeed" and num_gpus > 1:
+        raise ValueError(
+            f"num_gpus_per_worker is {num_gpus:g}, but DeepSpeed runs one worker per GPU; "
+            f"write num_workers: {num_workers * num_gpus:g} and num_gpus_per_worker: 1"
+        )
+    if initializer != "DeepSpeed" and num_workers > 1:
+        raise ValueError(
+            f"num_workers is {num_workers}, but {initializer} runs one worker per replica; write num_workers: 1 and "
+            f"num_gpus_per_worker: {num_workers * num_gpus:g}, or use DeepSpeed"
+        )
 
 
 class RegistryEntry(Section):
@@ -465,6 +567,20 @@ class RegistryEntry(Section):
     model: ModelConfig = Field(alias="model_config", description="What is loaded and how it generates.")
     scaling: ScalingConfig = Field(ScalingConfig(), alias="scaling_config", description="Resources of one replica.")
 
+    @field_validator("model")
+    @classmethod
+    def _one_environment(cls, model: ModelConfig, info: ValidationInfo) -> ModelConfig:
+        if (deployment := info.data.get("deployment")) is not None:
+            _front_environment(deployment, model)
+        return model
+
+    @field_validator("scaling")
+    @classmethod
+    def _fits_initializer(cls, scaling: ScalingConfig, info: ValidationInfo) -> ScalingConfig:
+        if (model := info.data.get("model")) is not None:
+            _check_workers(scaling, model.initialization.initializer.type)
+        return scaling
+
     @property
     def model_id(self) -> str:
         return self.model.model_id
@@ -474,6 +590,13 @@ class RegistryEntry(Section):
         """Replicas to start with."""
         autoscaling = self.deployment.autoscaling_config
         return autoscaling.min_replicas if autoscaling.initial_replicas is None else autoscaling.initial_replicas
+
+    def runtime_env(self, *, is_front: bool) -> dict[str, Any]:
+        """What one worker's process needs, under Ray's names: the front actor's, or any other worker's."""
+        every = self.model.initialization.runtime_env
+        if is_front:
+            return _front_environment(self.deployment, self.model)
+        return every.given if every else {}
 
     @property
     def max_ongoing_requests(self) -> int:

@@ -15,7 +15,6 @@ from model_registry.schema import AutoscalingConfig, DeepSpeed, DeviceMap, Regis
 EXECUTED_INITIALIZERS: Final = ("SingleDevice", "DeviceMap", "DeepSpeed", "Echo")
 _REPLICA_COUNTS: Final = frozenset(("min_replicas", "initial_replicas", "max_replicas"))
 _AUTOSCALING: Final = "deployment_config.autoscaling_config"
-_ACTOR_OPTIONS: Final = "deployment_config.ray_actor_options"
 _INITIALIZATION: Final = "model_config.initialization"
 _REFUSED_LOADER_ARGUMENTS: Final[Mapping[str, str]] = {
     "attn_implementation": "paged attention is always used; remove it",
@@ -35,7 +34,6 @@ def unsupported_keys(entry: RegistryEntry) -> list[str]:
 
 def _unsupported(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     yield from _unsupported_autoscaling(entry.deployment.autoscaling_config)
-    yield from _unsupported_actor_options(entry)
     yield from _unsupported_initialization(entry)
     yield from _unsupported_source(entry)
     initializer = entry.model.initialization.initializer
@@ -60,19 +58,9 @@ def _unsupported_autoscaling(autoscaling: AutoscalingConfig) -> Iterator[tuple[s
             )
 
 
-def _unsupported_actor_options(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
-    options = entry.deployment.ray_actor_options
-    if options.accelerator_type is not None:
-        yield f"{_ACTOR_OPTIONS}.accelerator_type", "is not executed yet; pin the node by a custom resource"
-    if options.runtime_env is not None:
-        yield f"{_ACTOR_OPTIONS}.runtime_env", "is not executed yet; install what it names on the nodes"
-
-
 def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     initialization = entry.model.initialization
     initializer = initialization.initializer
-    if initialization.runtime_env is not None:
-        yield f"{_INITIALIZATION}.runtime_env", "is not executed yet; install what it names on the nodes"
     if initialization.s3_mirror_config is not None:
         reason = "is not executed yet; let the weights come from Hugging Face or from a folder (`hf_model_id`)"
         yield f"{_INITIALIZATION}.s3_mirror_config", reason

@@ -98,6 +98,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    description: str
+    """What the registry says about it to people; may be empty."""
     state: str
     """State of its best replica, or `unavailable` when it has none."""
     reason: str | None

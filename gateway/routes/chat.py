@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from gateway.completions import ChatShape
 from gateway.endpoint import GenerationEndpoint, Plan
-from gateway.prompts import render_chat
+from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.sampling import sampling_params
 from model_registry.contract import ChatMessage, ModelView
@@ -16,6 +16,7 @@ router = APIRouter()
 
 
 def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
+    check_num_words(request.messages[-1].text, model.entry.model, "messages")
     messages = [
         ChatMessage("system" if message.role == "developer" else message.role, message.text)
         for message in request.messages

@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from gateway.completions import TextShape
 from gateway.endpoint import GenerationEndpoint, Plan
-from gateway.prompts import raw_text, render_chat
+from gateway.prompts import check_num_words, raw_text, render_chat
 from gateway.protocol.completions import CompletionRequest
 from gateway.sampling import DEFAULT_COMPLETION_TOKENS, sampling_params
 from model_registry.contract import ChatMessage, ModelView
@@ -16,6 +16,7 @@ router = APIRouter()
 
 
 def _plan(request: CompletionRequest, model: ModelView) -> Plan:
+    check_num_words(request.prompt, model.entry.model, "prompt")
     prompt_format = model.entry.model.generation.prompt_format
     message = ChatMessage("user", request.prompt)
     return Plan(

@@ -42,6 +42,7 @@ def _card(model: ModelView) -> ModelCard:
         id=model.model_id,
         created=model.created,
         owned_by=organisation if slash else "aviary",
+        description=model.entry.model.model_description,
         state=state.value if state else "unavailable",
         reason=None if state is ReplicaState.READY else unavailable_reason(model),
         replicas={state.value: counts[state] for state in _BEST_FIRST if counts[state]},

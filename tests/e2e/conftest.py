@@ -125,12 +125,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """Starts servers; each is stopped when its module's tests are done, if it still runs."""
     servers: list[Server] = []
 
-    def start(*, ready: bool = True, **settings: str) -> Server:
+    def start(*, ready: bool = True, python: str = sys.executable, **settings: str) -> Server:
         port = free_port()
         log = tmp_path_factory.mktemp("serve") / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "aviary", "serve"],
+                [python, "-m", "aviary", "serve"],
                 env=environment(AVIARY_PORT=str(port), **settings),
                 stdout=output,
                 stderr=subprocess.STDOUT,

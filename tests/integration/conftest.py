@@ -1,8 +1,10 @@
-"""One Ray on this machine for all integration tests that need a pool, and a fresh pool for each of them."""
+"""One Ray for each file of tests that needs it: a process can have one at a time, and a start takes seconds."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -12,10 +14,16 @@ from aviary.ray_cluster import RayCluster
 from workers.pool.client import PoolClient
 from workers.pool.ray_host import living_replicas
 
+ACCELERATOR = "TESTED"
+"""The one type of accelerator that the cluster's node says it has."""
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    one = asyncio.run(RayCluster.start_local(num_cpus=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 8, f"accelerator_type:{ACCELERATOR}": 1}))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", os.environ.get("RAY_USAGE_STATS_ENABLED", "0"))
+        one = asyncio.run(RayCluster.start_local(num_cpus=8))
     yield one
     asyncio.run(one.close())
 

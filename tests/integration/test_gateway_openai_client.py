@@ -10,6 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from model_registry.contract import Fault, FaultKind, ReplicaState
+from model_registry.schema import RegistryEntry
 from tests.support.live_gateway import LiveGateway
 from tests.support.scripted_pool import MODEL, ScriptedWorker, TalkingWorker, entry, model_view, pool_view, replica
 
@@ -195,3 +196,34 @@ def test_a_deadline_is_a_504() -> None:
     ):
         client.chat.completions.create(model=MODEL, messages=HELLO)
     assert (caught.value.status_code, caught.value.type, caught.value.code) == (504, "server_error", "timeout")
+
+
+def test_a_model_is_described_in_the_registrys_words() -> None:
+    plain = entry()
+    described = plain.model_copy(update={"model": plain.model.model_copy(update={"model_description": "Says hello."})})
+    with LiveGateway({"a": TalkingWorker()}, of=described) as gateway, client_of(gateway) as client:
+        found = client.models.retrieve(MODEL)
+    assert found.model_extra is not None
+    assert found.model_extra["description"] == "Says hello."
+
+
+@pytest.mark.parametrize("place", ["generation", "model_config"])
+def test_a_prompt_of_too_many_words_is_refused_before_it_waits(place: str) -> None:
+    limited = entry(max_input_words=3) if place == "generation" else _with_older_limit(3)
+    worker = TalkingWorker()
+    with LiveGateway({"a": worker}, of=limited) as gateway, client_of(gateway) as client:
+        history: list[ChatCompletionMessageParam] = [{"role": "user", "content": "a long one of before"}, *HELLO]
+        assert client.chat.completions.create(model=MODEL, messages=history).choices
+        num_requests = len(worker.requests)
+        with pytest.raises(openai.BadRequestError) as chat:
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "one two three four"}])
+        with pytest.raises(openai.BadRequestError) as text:
+            client.completions.create(model=MODEL, prompt="one two three four")
+        assert (chat.value.code, chat.value.param) == ("context_length_exceeded", "messages")
+        assert (text.value.code, text.value.param) == ("context_length_exceeded", "prompt")
+        assert len(worker.requests) == num_requests
+
+
+def _with_older_limit(max_input_words: int) -> RegistryEntry:
+    plain = entry()
+    return plain.model_copy(update={"model": plain.model.model_copy(update={"max_input_words": max_input_words})})

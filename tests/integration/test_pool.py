@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -16,29 +15,10 @@ from model_registry.contract import (
     MANAGER_NAME,
     ReplicaState,
 )
-from model_registry.schema import RegistryEntry
-from tests.support.live_pool import ended, generate, num_ready, until
+from tests.support.live_pool import OPTIONS, ended, entry, generate, num_ready, until
 from workers.pool.client import PoolClient
 from workers.pool.errors import PoolError
 from workers.pool.ray_host import living_replicas
-from workers.pool.state import PoolOptions
-
-OPTIONS = PoolOptions(load_timeout_s=3, drain_timeout_s=2)
-
-
-def entry(model_id: str, *, replicas: int = 1, load_time_s: float = 0.0, **scaling: Any) -> RegistryEntry:
-    return RegistryEntry.model_validate(
-        {
-            "deployment_config": {"autoscaling_config": {"min_replicas": replicas, "max_replicas": replicas}},
-            "model_config": {
-                "model_id": model_id,
-                "initialization": {
-                    "initializer": {"type": "Echo", "load_time_s": load_time_s, "step_time_s": 0.01},
-                },
-            },
-            "scaling_config": {"num_gpus_per_worker": 0, "num_cpus_per_worker": 0.5, **scaling},
-        }
-    )
 
 
 async def test_a_killed_worker_is_replaced_and_the_other_goes_on(pool: PoolClient) -> None:
@@ -125,8 +105,8 @@ async def test_models_come_and_go_and_changes_are_refused(pool: PoolClient) -> N
     view = await until(pool, lambda models: num_ready(models["test/one"]) == 1)
     with pytest.raises(PoolError, match=r"test/one: is deployed with other settings"):
         await pool.apply([entry("test/one", replicas=2), entry("test/two")], OPTIONS)
-    with pytest.raises(PoolError, match=r"test/bad: .*num_workers"):
-        await pool.apply([entry("test/two"), entry("test/bad", num_workers=2)], OPTIONS)
+    with pytest.raises(PoolError, match=r"test/bad: .*hf_model_id"):
+        await pool.apply([entry("test/two"), entry("test/bad", initialization={"hf_model_id": "a/b"})], OPTIONS)
     assert (await pool.view()).models == view.models, "a refused apply changes nothing"
     assert await pool.add([entry("test/one"), entry("test/two")], OPTIONS) == ["test/two"]
     await until(pool, lambda models: num_ready(models["test/two"]) == 1)

@@ -70,6 +70,26 @@ def smol(smollm2: Path) -> Iterator[System]:
     yield from run_system(load_entry(ZOO / "HuggingFaceTB--SmolLM2-135M-Instruct.yaml"))
 
 
+def test_a_prompt_of_more_tokens_than_the_registry_allows_is_refused_by_the_workers_count() -> None:
+    entry = RegistryEntry.model_validate(
+        {
+            "model_config": {
+                "model_id": "tests/echo",
+                "initialization": {"initializer": {"type": "Echo"}},
+                "generation": {"max_input_tokens": 6},
+            }
+        }
+    )
+    for system in run_system(entry):
+        with system.client as client:
+            assert client.completions.create(model=entry.model_id, prompt="hello").choices[0].text == "hello"
+            messages: Any = [{"role": "user", "content": "hello!"}]
+            for stream in (False, True):
+                with pytest.raises(openai.BadRequestError, match="at most 6 tokens") as caught:
+                    client.chat.completions.create(model=entry.model_id, messages=messages, stream=stream)
+                assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
 def parameter_set(seed: int) -> dict[str, Any]:
     """Any combination of what a request may say, sometimes greedy, mostly seeded."""
     generator = random.Random(seed)

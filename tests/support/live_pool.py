@@ -1,4 +1,4 @@
-"""What tests do with a pool on a real Ray: wait for a view, ask a worker something, wait for a process to end."""
+"""What tests of a real pool share: entries that need no model, and waits for what the pool's views shall show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,39 @@ from model_registry.contract import (
     decode_frame,
     encode_command,
 )
+from model_registry.schema import RegistryEntry
 from workers.pool.client import PoolClient
+from workers.pool.state import PoolOptions
+
+OPTIONS = PoolOptions(load_timeout_s=3, drain_timeout_s=2)
+
+
+def entry(
+    model_id: str,
+    *,
+    replicas: int = 1,
+    load_time_s: float = 0.0,
+    initialization: dict[str, Any] | None = None,
+    actor_options: dict[str, Any] | None = None,
+    **scaling: Any,
+) -> RegistryEntry:
+    """An echo model on half a CPU."""
+    return RegistryEntry.model_validate(
+        {
+            "deployment_config": {
+                "autoscaling_config": {"min_replicas": replicas, "max_replicas": replicas},
+                "ray_actor_options": actor_options or {},
+            },
+            "model_config": {
+                "model_id": model_id,
+                "initialization": {
+                    "initializer": {"type": "Echo", "load_time_s": load_time_s, "step_time_s": 0.01},
+                    **(initialization or {}),
+                },
+            },
+            "scaling_config": {"num_gpus_per_worker": 0, "num_cpus_per_worker": 0.5, **scaling},
+        }
+    )
 
 
 async def until(pool: PoolClient, condition: Callable[[dict[str, ModelView]], bool], timeout_s: float = 25) -> PoolView:

@@ -44,6 +44,8 @@ class EngineLimits:
     max_batch_tokens: int
     num_kv_blocks: int
     kv_block_size: int
+    max_input_tokens: int | None = None
+    """Prompt tokens of one sequence at most; None: as many as fit."""
 
     def __post_init__(self) -> None:
         if self.max_model_len > self.num_kv_blocks * self.kv_block_size:
@@ -86,6 +88,7 @@ class Engine:
         prompt_token_ids = self._tokenizer.encode_prompt(request.prompt)
         if not prompt_token_ids:
             raise RequestFaultError(FaultKind.INVALID_REQUEST, "The prompt has no tokens.", "prompt")
+        self._check_num_input_tokens(len(prompt_token_ids))
         self._check_token_ids(request.sampling)
         return Sequence(
             request=request,
@@ -217,6 +220,16 @@ class Engine:
                 "prompt",
             )
         return min(wished, room)
+
+    def _check_num_input_tokens(self, num_prompt_tokens: int) -> None:
+        limit = self._limits.max_input_tokens
+        if limit is not None and num_prompt_tokens > limit:
+            raise RequestFaultError(
+                FaultKind.CONTEXT_LENGTH_EXCEEDED,
+                f"This model accepts prompts of at most {limit} tokens. However, yours has {num_prompt_tokens} tokens. "
+                "Please reduce the length of the prompt.",
+                "prompt",
+            )
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         sequences = sampling.stop_token_sequences

@@ -49,5 +49,6 @@ def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
         max_batch_tokens=generation.max_batch_tokens,
         num_kv_blocks=loaded.num_kv_blocks,
         kv_block_size=loaded.kv_block_size,
+        max_input_tokens=generation.max_input_tokens,
     )
     return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, limits=limits)

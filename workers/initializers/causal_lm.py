@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def prepare_process(entry: RegistryEntry, settings: TransformersSettings) -> tor
             )
     if settings.use_bettertransformer:
         logger.info("use_bettertransformer: it left Transformers; attention is PyTorch's own here in any case")
-    torch.set_num_threads(max(1, math.ceil(entry.scaling.num_cpus_per_worker)))
+    if "OMP_NUM_THREADS" not in os.environ:  # in a pool it is set, by the registry's own variables or by the pool
+        torch.set_num_threads(max(1, math.ceil(entry.scaling.num_cpus_per_worker)))
     num_gpus = entry.scaling.num_gpus_per_worker
     if not num_gpus:
         return torch.device("cpu")

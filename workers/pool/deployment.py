@@ -155,5 +155,6 @@ class Deployment:
             replica_id,
             self._make_host(replica_id),
             load_timeout_s=self._options().load_timeout_s,
+            place_timeout_s=self.model.entry.scaling.pg_timeout_s,
             on_change=self._on_change,
         )

@@ -44,31 +44,48 @@ def placement_for(entry: RegistryEntry) -> Placement:
         "GPU": options.num_gpus or 0,
         "memory": options.memory or 0,
         **options.resources,
+        **_accelerator(options.accelerator_type),
     }
     bundles = [_sum(worker, front), *(_sum(worker) for _ in range(scaling.num_workers - 1))]
     return Placement(tuple(bundle or SMALLEST_RESERVATION for bundle in bundles), scaling.placement_strategy)
 
 
+def _accelerator(accelerator_type: str | None) -> Resources:
+    """An accelerator type as Ray itself asks for it: a sliver of a resource that nodes with such a one offer."""
+    return {f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {}
+
+
 def explain_pending(placement: Placement, nodes: Sequence[Node]) -> str:
     """Why the placement is not reserved yet, such as `pending: needs {CPU: 1}; no node offers CPU`."""
-    return f"pending: needs {_needs(placement)}; {_obstacle(placement, nodes)}"
+    return f"pending: needs {shown_needs(placement)}; {lasting_obstacle(placement, nodes) or _busy(placement, nodes)}"
 
 
-def _obstacle(placement: Placement, nodes: Sequence[Node]) -> str:
+def lasting_obstacle(placement: Placement, nodes: Sequence[Node]) -> str | None:
+    """What keeps these nodes from ever holding the placement's bundles; None when each of them fits somewhere."""
     if not nodes:
         return "no node is alive"
-    if placement.strategy == "STRICT_PACK" and len(placement.bundles) > 1:
-        return _obstacle_of_bundle(_sum(*placement.bundles), nodes)
-    for bundle in placement.bundles:
-        if not _nodes_that_fit(bundle, nodes):
-            return _obstacle_of_bundle(bundle, nodes)
-    num_nodes = len({node.name for bundle in placement.bundles for node in _nodes_that_fit(bundle, nodes)})
-    if placement.strategy == "STRICT_SPREAD" and num_nodes < len(placement.bundles):
-        return f"only {num_nodes} of the {len(placement.bundles)} nodes it must spread over fit"
-    return _obstacle_of_bundle(placement.bundles[0], nodes)
+    pieces = pieces_of(placement)
+    for piece in pieces:
+        if obstacle := _obstacle_of(piece, nodes):
+            return obstacle
+    num_nodes = len({node.name for piece in pieces for node in _nodes_that_fit(piece, nodes)})
+    if placement.strategy == "STRICT_SPREAD" and num_nodes < len(pieces):
+        return f"only {num_nodes} of the {len(pieces)} nodes it must spread over fit"
+    return None
 
 
-def _obstacle_of_bundle(bundle: Resources, nodes: Sequence[Node]) -> str:
+def pieces_of(placement: Placement) -> tuple[Resources, ...]:
+    """What must fit on one node each: the bundles, or all of them together."""
+    return (_sum(*placement.bundles),) if placement.strategy == "STRICT_PACK" else placement.bundles
+
+
+def _busy(placement: Placement, nodes: Sequence[Node]) -> str:
+    first, *others = _nodes_that_fit(pieces_of(placement)[0], nodes)
+    more = f" or {len(others)} other{'s' if len(others) > 1 else ''}" if others else ""
+    return f"fits node {first.name}{more}, busy now"
+
+
+def _obstacle_of(bundle: Resources, nodes: Sequence[Node]) -> str | None:
     most = {name: max(node.resources.get(name, 0) for node in nodes) for name in bundle}
     absent = [name for name in bundle if most[name] == 0]
     if absent:
@@ -76,11 +93,7 @@ def _obstacle_of_bundle(bundle: Resources, nodes: Sequence[Node]) -> str:
     short = {name: most[name] for name in bundle if most[name] < bundle[name]}
     if short:
         return f"largest node offers {_listed(short)}"
-    fitting = _nodes_that_fit(bundle, nodes)
-    if not fitting:
-        return "no single node offers all of it"
-    others = f" or {len(fitting) - 1} other{'s' if len(fitting) > 2 else ''}" if len(fitting) > 1 else ""
-    return f"fits node {fitting[0].name}{others}, busy now"
+    return None if _nodes_that_fit(bundle, nodes) else "no single node offers all of it"
 
 
 def _nodes_that_fit(bundle: Resources, nodes: Sequence[Node]) -> list[Node]:
@@ -96,7 +109,8 @@ def _sum(*parts: Resources) -> dict[str, float]:
     return {name: amount for name, amount in total.items() if amount}
 
 
-def _needs(placement: Placement) -> str:
+def shown_needs(placement: Placement) -> str:
+    """Its bundles in people's words: `4 of {CPU: 4, GPU: 1}`."""
     counts: dict[str, int] = {}
     for bundle in placement.bundles:
         text = f"{{{_listed(bundle)}}}"

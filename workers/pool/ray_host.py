@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from model_registry.naming import slug_of
 from model_registry.schema import RegistryEntry
 from workers.errors import WorkerError, first_line
 from workers.pool.placement import Node, Resources, explain_pending, placement_for
+from workers.pool.process_environment import runtime_env_of
 from workers.pool.replica import ReplicaFailedError, WorkerClient
 from workers.rank import Rank
 from workers.report import WorkerReport
@@ -54,6 +54,11 @@ def living_replicas() -> set[str]:
     actors = {actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == POOL_NAMESPACE}
     groups = {group["name"] for group in placement_group_table().values() if group["state"] != "REMOVED"}
     return {name for name in actors | groups if name.startswith(f"{NAME_PREFIX}:")}
+
+
+def living_nodes() -> list[Node]:
+    """Every node of the cluster and all it has, used or not. Blocks."""
+    return [Node(node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def remove_replica(name: str) -> None:
@@ -147,7 +152,7 @@ class RayHost:
             "lifetime": "detached",
             "max_restarts": 0,
             "max_task_retries": 0,
-            "runtime_env": {"env_vars": _env_vars(self._entry)},
+            "runtime_env": runtime_env_of(self._entry, is_front=rank == 0),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
             **_actor_resources(self._placement.bundles[rank]),
         }
@@ -155,8 +160,7 @@ class RayHost:
     def _why_pending(self) -> str | None:
         if self._group is None or placement_group_table(self._group).get("state") == "CREATED":
             return None
-        nodes = [Node(node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        return explain_pending(self._placement, nodes)
+        return explain_pending(self._placement, living_nodes())
 
 
 class RayWorkerClient:
@@ -245,10 +249,15 @@ def _reason(error: RayError) -> str:
         cause = error.cause
         return first_line(cause) if isinstance(cause, WorkerError) else f"{type(cause).__name__}: {first_line(cause)}"
     if isinstance(error, RuntimeEnvSetupError):
-        return f"its runtime environment cannot be set up: {first_line(error)}"
+        return f"its runtime environment cannot be set up: {_last_line(error)}"
     if isinstance(error, RayActorError):
         return "its process died; its log on the node says more"
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _last_line(error: RayError) -> str:
+    """Where Ray quotes what failed on the node, the cause comes last: pip's own error, or that of an exception."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _actor_resources(bundle: Resources) -> dict[str, object]:
@@ -260,9 +269,3 @@ def _actor_resources(bundle: Resources) -> dict[str, object]:
         "memory": bundle.get("memory"),
         "resources": custom or None,
     }
-
-
-def _env_vars(entry: RegistryEntry) -> dict[str, str]:
-    """Environment of the process: as many compute threads as the registry gives the worker CPUs."""
-    num_threads = max(1, math.ceil(entry.scaling.num_cpus_per_worker))
-    return {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": str(num_threads)}

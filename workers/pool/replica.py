@@ -88,8 +88,15 @@ class Replica:
     """Brings one replica up and watches it. `run` ends by `ReplicaFailedError`, or by cancellation."""
 
     def __init__(
-        self, replica_id: str, host: ReplicaHost, *, load_timeout_s: float, on_change: Callable[[], None]
+        self,
+        replica_id: str,
+        host: ReplicaHost,
+        *,
+        load_timeout_s: float,
+        place_timeout_s: float | None = None,
+        on_change: Callable[[], None],
     ) -> None:
+        """`place_timeout_s` bounds the wait for its bundles; None: as long as it takes, for nodes may join any time."""
         self.replica_id = replica_id
         self.state = ReplicaState.PENDING
         self.detail = "waiting for resources"
@@ -100,6 +107,7 @@ class Replica:
         """Set once an adopted replica is known to be serving, loading or lost: before that its view means nothing."""
         self._host = host
         self._load_timeout_s = load_timeout_s
+        self._place_timeout_s = place_timeout_s
         self._on_change = on_change
         self._worker: WorkerClient | None = None
         self._ready_at: float | None = None
@@ -152,8 +160,9 @@ class Replica:
         self._tell(f"{self.detail}; next attempt in {delay_s:g} s")
 
     async def _wait_for_place(self, worker: WorkerClient) -> None:
-        """Until the process answers: as long as it takes, for nodes may join at any time."""
+        """Until the process answers: its place may take as long as the registry allows, its start the load timeout."""
         first_call = asyncio.ensure_future(worker.report(None, 0.0))
+        waiting_since = time.monotonic()
         placed_at: float | None = None
         pause_s = FIRST_PLACEMENT_NEWS_S
         try:
@@ -164,6 +173,7 @@ class Replica:
                 self._tell(reason or "starting its process")
                 if reason:
                     self.settled.set()
+                    self._check_place_timeout(reason, time.monotonic() - waiting_since)
                 if placed_at is not None and time.monotonic() - placed_at > self._load_timeout_s:
                     raise ReplicaFailedError(f"its process did not start within {self._load_timeout_s:g} s")
             report = first_call.result()
@@ -173,6 +183,11 @@ class Replica:
         self._move("placed", "loading")
         if report.phase is not WorkerPhase.SERVING:
             self.settled.set()
+
+    def _check_place_timeout(self, reason: str, waited_s: float) -> None:
+        if self._place_timeout_s is not None and waited_s > self._place_timeout_s:
+            message = f"no place within {self._place_timeout_s:g} s (scaling_config.pg_timeout_s): {reason}"
+            raise ReplicaFailedError(message)
 
     async def _wait_until_serving(self, worker: WorkerClient) -> None:
         """Until the model is loaded, at most for the load timeout."""

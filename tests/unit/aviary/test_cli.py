@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aviary.cli import parser, run
+from model_registry.tables import JSON_SCHEMA
 
 GOOD = """\
 model_config:
@@ -76,7 +77,36 @@ def test_a_broken_registry_ends_every_other_command_with_2(registry: Path, capsy
 
 def test_models_lists_what_the_registry_offers(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--registry", str(registry)]) == 0
-    assert capsys.readouterr().out == "test/echo  Echo\n"
+    assert capsys.readouterr().out == "test/echo  Echo  1 GPU\n"
+
+
+def test_each_model_is_listed_with_what_one_replica_runs_on(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deepspeed = GOOD.replace("test/echo", "test/large").replace("Echo", "DeepSpeed")
+    (registry / "test--large.yaml").write_text(f"{deepspeed}scaling_config: {{num_workers: 4}}\n")
+    (registry / "test--echo.yaml").write_text(f"{GOOD}scaling_config: {{num_gpus_per_worker: 0}}\n")
+    assert run(["models", "--registry", str(registry)]) == 0
+    small, large = capsys.readouterr().out.splitlines()
+    assert small == "test/echo   Echo       1 CPU"
+    assert large.startswith("test/large  DeepSpeed  4 GPUs")
+
+
+def test_several_files_are_validated_at_once_and_the_good_ones_named(
+    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = registry / "test--bad.yaml"
+    bad.write_text(GOOD.replace("test/echo", "test/bad") + "oops: 1\nenabled: maybe\n")
+    assert run(["validate", str(registry / "test--echo.yaml"), str(bad), str(tmp_path / "none")]) == 1
+    output, error = capsys.readouterr()
+    assert output == f"{registry / 'test--echo.yaml'}: 1 valid model\n"
+    assert error.startswith("aviary: 3 problems")
+    assert "test--bad.yaml: oops: unknown key" in error
+    assert "test--bad.yaml: enabled: " in error
+    assert "the registry folder does not exist" in error or "none" in error
+
+
+def test_the_schema_for_editors_is_printed_as_it_is_shipped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["schema"]) == 0
+    assert capsys.readouterr().out == JSON_SCHEMA.read_text(encoding="utf-8")
 
 
 def test_an_unknown_log_level_is_named(

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.prompts import raw_text, render_chat
+from gateway.errors import ContextLengthExceededError
+from gateway.prompts import check_num_words, raw_text, render_chat
 from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment
-from model_registry.schema import PromptFormat
+from model_registry.schema import ModelConfig, PromptFormat
 
 STRING = "### Instruction:\n{instruction}\n### Response:\n"
 
@@ -120,3 +121,19 @@ def test_every_word_of_a_client_is_in_the_prompt_and_none_is_trusted(
     position = 0
     for message in messages:
         position = untrusted.index(message.content, position) + len(message.content)
+
+
+def limited_to(max_input_words: int | None) -> ModelConfig:
+    generation = {"max_input_words": max_input_words}
+    return ModelConfig.model_validate(
+        {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}, "generation": generation}
+    )
+
+
+def test_words_are_what_whitespace_parts() -> None:
+    check_num_words(" one\ttwo\n\nthree ", limited_to(3), "prompt")
+    check_num_words("x" * 10_000, limited_to(3), "prompt")
+    check_num_words("word " * 10_000, limited_to(None), "prompt")
+    with pytest.raises(ContextLengthExceededError, match=r"at most 3 words.* has 4 words") as raised:
+        check_num_words("one two three four", limited_to(3), "prompt")
+    assert (raised.value.status, raised.value.param) == (400, "prompt")

@@ -14,6 +14,7 @@ from model_registry.schema import (
     DeploymentConfig,
     Generation,
     Initialization,
+    ModelConfig,
     PromptFormat,
     RegistryEntry,
     ScalingConfig,
@@ -269,3 +270,54 @@ def test_a_step_has_room_for_a_token_of_each_sequence() -> None:
     assert Generation(max_batch_size=64, max_batch_tokens=64).max_batch_tokens == 64
     with pytest.raises(ValidationError, match="less than max_batch_size"):
         Generation(max_batch_size=64, max_batch_tokens=16)
+
+
+def test_a_limit_of_words_may_stand_at_its_older_place() -> None:
+    def model(**keys: Any) -> ModelConfig:
+        return ModelConfig.model_validate({**MINIMAL["model_config"], **keys})
+
+    assert model().input_word_limit is None
+    assert model(max_input_words=800).input_word_limit == 800
+    assert model(generation={"max_input_words": 800}).input_word_limit == 800
+    assert model(max_input_words=800, generation={"max_input_words": 800}).input_word_limit == 800
+    with pytest.raises(ValidationError, match=r"800 contradicts generation\.max_input_words \(400\)"):
+        model(max_input_words=800, generation={"max_input_words": 400})
+
+
+def entry_with(initializer: dict[str, Any], **scaling: float) -> RegistryEntry:
+    model = {"model_id": "a/b", "initialization": {"initializer": initializer}}
+    return RegistryEntry.model_validate({"model_config": model, "scaling_config": scaling})
+
+
+@pytest.mark.parametrize(
+    ("initializer", "scaling", "reason"),
+    [
+        ({"type": "SingleDevice"}, {"num_workers": 2}, "SingleDevice runs one worker per replica"),
+        ({"type": "DeviceMap"}, {"num_workers": 4, "num_gpus_per_worker": 2}, "1 and num_gpus_per_worker: 8"),
+        ({"type": "LlamaCpp", "model_filename": "x.gguf"}, {"num_workers": 2}, "or use DeepSpeed"),
+        ({"type": "Echo"}, {"num_workers": 2}, "Echo runs one worker"),
+        ({"type": "DeepSpeed"}, {"num_gpus_per_worker": 2}, "write num_workers: 2 and num_gpus_per_worker: 1"),
+        ({"type": "DeepSpeed"}, {"num_workers": 2, "num_gpus_per_worker": 4}, "write num_workers: 8"),
+        ({"type": "DeviceMap"}, {"num_gpus_per_worker": 1.5}, "neither a whole number of GPUs nor a part of one"),
+        ({"type": "SingleDevice"}, {"pg_timeout_s": 0}, "greater than 0"),
+    ],
+)
+def test_workers_and_gpus_must_fit_the_initializer(
+    initializer: dict[str, Any], scaling: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        entry_with(initializer, **scaling)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "scaling"),
+    [
+        ({"type": "DeepSpeed"}, {"num_workers": 8, "num_gpus_per_worker": 1}),
+        ({"type": "DeepSpeed"}, {"num_workers": 2, "num_gpus_per_worker": 0}),
+        ({"type": "DeepSpeed"}, {"num_gpus_per_worker": 0.5}),
+        ({"type": "DeviceMap"}, {"num_gpus_per_worker": 4}),
+        ({"type": "SingleDevice"}, {"num_gpus_per_worker": 0.25}),
+    ],
+)
+def test_deepspeed_varies_workers_and_others_vary_gpus(initializer: dict[str, Any], scaling: dict[str, float]) -> None:
+    entry_with(initializer, **scaling)

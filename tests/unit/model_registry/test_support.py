@@ -43,7 +43,6 @@ def test_everything_the_full_example_asks_for_too_early_is_named() -> None:
         "smoothing_factor",
         "upscale_delay_s",
         "downscale_delay_s",
-        "runtime_env",
         "s3_mirror_config",
     ]
     assert all(": " in line and "; " in line for line in lines), "each line gives a reason and a next step"
@@ -74,7 +73,6 @@ def test_other_initializers_are_refused(initializer: dict[str, Any]) -> None:
     ("initialization", "key"),
     [
         ({"initializer": {"type": "DeepSpeed", "use_kernel": True}}, "initializer.use_kernel"),
-        ({"runtime_env": {"pip": ["x"]}}, "runtime_env"),
         ({"s3_mirror_config": {"bucket_uri": "s3://bucket/x/"}}, "s3_mirror_config"),
     ],
 )
@@ -125,17 +123,16 @@ def test_a_key_that_only_autoscaling_reads_is_refused_even_at_its_default(key: s
     assert refused.startswith("deployment_config.autoscaling_config.")
 
 
-def test_actor_options_are_executed_except_for_two() -> None:
-    executed = {"num_cpus": 1, "num_gpus": 0, "memory": 1e9, "resources": {"x": 0.01}}
-    assert refused_keys(deployment={"ray_actor_options": executed}) == []
-    assert refused_keys(deployment={"ray_actor_options": {"accelerator_type": "H100", "runtime_env": {}}}) == [
-        "deployment_config.ray_actor_options.accelerator_type",
-        "deployment_config.ray_actor_options.runtime_env",
-    ]
+def test_actor_options_and_environments_are_executed() -> None:
+    options = {"num_cpus": 1, "num_gpus": 0, "memory": 1e9, "resources": {"x": 0.01}, "accelerator_type": "H100"}
+    runtime_env = {"pip": ["x"], "env_vars": {"A": "b"}, "working_dir": "/code"}
+    assert refused_keys(deployment={"ray_actor_options": {**options, "runtime_env": runtime_env}}) == []
+    assert refused_keys(initialization={"runtime_env": runtime_env}) == []
 
 
 def test_more_than_one_worker_per_replica_is_refused() -> None:
-    assert refused_keys(scaling={"num_workers": 2}) == ["scaling_config.num_workers"]
+    keys = refused_keys(initialization={"initializer": {"type": "DeepSpeed"}}, scaling={"num_workers": 2})
+    assert "scaling_config.num_workers" in keys
     assert refused_keys(scaling={"num_workers": 1, "placement_strategy": "SPREAD"}) == []
 
 

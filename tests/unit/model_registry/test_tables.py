@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from typing import Any
@@ -10,9 +11,11 @@ import jsonschema
 import pytest
 
 from model_registry import tables as module
-from model_registry.loader import ZOO, RegistryError, load_entry
+from model_registry.loader import ZOO, RegistryError, load_entry, load_registry
+from model_registry.schema import RegistryEntry
 from model_registry.strict_yaml import parse_yaml, read_yaml
 
+CHECKER = jsonschema.Draft202012Validator(json.loads(module.JSON_SCHEMA.read_text(encoding="utf-8")))
 STALE = "is stale; run python -m model_registry.tables --write"
 
 
@@ -86,11 +89,26 @@ def test_the_json_schema_is_one_and_knows_sections_old_names_and_extends() -> No
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in ZOO.glob("*.yaml")))
-def test_the_json_schema_accepts_the_zoo(file: str) -> None:
-    jsonschema.validate(read_yaml(ZOO / file).data, module.json_schema())
+def test_the_json_schema_and_the_loader_accept_the_zoo(file: str) -> None:
+    CHECKER.validate(read_yaml(ZOO / file).data)
+    load_entry(ZOO / file)
 
 
 ECHO = "{model_id: a/b, initialization: {initializer: {type: Echo}}}"
+
+
+def in_initialization(keys: str) -> str:
+    return f"{{model_config: {{model_id: a/b, initialization: {{initializer: {{type: Echo}}, {keys}}}}}}}"
+
+
+def in_generation(keys: str) -> str:
+    return f"{{model_config: {{{ECHO[1:-1]}, generation: {{{keys}}}}}}}"
+
+
+def loaded(text: str, folder: Any) -> RegistryEntry:
+    file = folder / "a--b.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_entry(file)
 
 
 @pytest.mark.parametrize(
@@ -104,21 +122,102 @@ ECHO = "{model_id: a/b, initialization: {initializer: {type: Echo}}}"
         "model_config: {model_id: -a, initialization: {initializer: {type: Echo}}}",
         "{extends: a.yaml, model_config: {}}",
         "{extends: 1, model_config: {model_id: a/b}}",
-        "{extends: a.yaml, model_config: {model_id: a/b, oops: 1}}",
+        "{extends: aviary--echo.yaml, model_config: {model_id: a/b, oops: 1}}",
+        "{extends: aviary--echo.yaml, model_config: {model_id: a/b, generation: {max_batch_size: many}}}",
+        f"{{model_config: {ECHO}, enabled: 1}}",
+        f"{{model_config: {ECHO}, scaling_config: {{placement_strategy: PAK}}}}",
+        f"{{model_config: {ECHO}, scaling_config: {{num_gpus_per_worker: -1}}}}",
+        f"{{model_config: {ECHO}, scaling_config: {{pg_timeout_s: 0}}}}",
+        f"{{model_config: {ECHO}, deployment_config: {{ray_actor_options: {{accelerator_type: ''}}}}}}",
+        f"{{model_config: {ECHO}, deployment_config: {{ray_actor_options: {{runtime_env: {{conda: x}}}}}}}}",
+        "{model_config: {model_id: a/b, initialization: {initializer: {type: Echo, dtype: float32}}}}",
+        "{model_config: {model_id: a/b, initialization: {initializer: {type: LlamaCpp}}}}",
+        in_initialization("runtime_env: {pip: einops}"),
+        in_initialization("runtime_env: {env_vars: {A: 1}}"),
+        in_initialization("pipeline: vllm"),
+        in_generation("stopping_sequences: stop"),
+        in_generation("stopping_sequences: [1.5]"),
+        in_generation("generate_kwargs: {temperature: 3}"),
+        in_generation("generate_kwargs: {num_beams: 2}"),
+        in_generation("prompt_format: [1]"),
+        in_generation("prompt_format: {user: '{instruction}'}"),
+        in_generation("max_input_tokens: 0"),
     ],
 )
-def test_the_json_schema_refuses_what_the_loader_refuses(text: str) -> None:
+def test_the_json_schema_refuses_what_the_loader_refuses(text: str, tmp_path: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(parse_yaml(text).data, module.json_schema())
+        CHECKER.validate(parse_yaml(text).data)
+    with pytest.raises(RegistryError):
+        loaded(text, tmp_path)
 
 
-def test_the_readmes_examples_load_under_the_names_they_give(tmp_path: Any) -> None:
-    examples = re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", readme(), re.DOTALL)
-    assert len(examples) == 2
-    for name, text in examples:
+@pytest.mark.parametrize(
+    "text",
+    [
+        in_initialization("runtime_env: {pip: [a], uv: [b]}"),
+        in_initialization("pipeline: llamacpp"),
+        in_generation("prompt_format: Hello"),
+        in_generation("generate_kwargs: {max_new_tokens: 1, min_new_tokens: 2}"),
+        f"{{model_config: {ECHO}, scaling_config: {{num_workers: 2}}}}",
+        f"{{model_config: {ECHO}, scaling_config: {{num_gpus_per_worker: 1.5}}}}",
+    ],
+)
+def test_rules_between_values_are_the_loaders_alone(text: str, tmp_path: Any) -> None:
+    """No editor sees these; `aviary validate` does."""
+    CHECKER.validate(parse_yaml(text).data)
+    with pytest.raises(RegistryError):
+        loaded(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{{model_config: {ECHO}}}",
+        f"{{enabled: false, model_config: {ECHO}}}",
+        "{extends: aviary--echo.yaml, model_config: {model_id: a/b, initialization: {runtime_env: null}}}",
+        in_initialization("runtime_env: {uv: [einops], env_vars: {A: '1'}, working_dir: /code}"),
+        in_generation("max_input_words: 800"),
+        in_generation("stopping_sequences: ['42', 42, [4, 2]]"),
+        in_generation("prompt_format: {system: '{instruction}', user: '{instruction}', assistant: '{instruction}'}"),
+        f"{{model_config: {ECHO}, scaling_config: {{num_gpus_per_worker: 0.5, pg_timeout_s: 60}}}}",
+    ],
+)
+def test_the_json_schema_accepts_what_the_loader_accepts(text: str, tmp_path: Any) -> None:
+    CHECKER.validate(parse_yaml(text).data)
+    loaded(text, tmp_path)
+
+
+def test_the_readmes_files_load_under_the_names_they_give_and_those_of_the_zoo_are_the_shipped_models(
+    tmp_path: Any,
+) -> None:
+    examples = dict(re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", readme(), re.DOTALL))
+    for name, text in examples.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-        try:
-            entry = load_entry(tmp_path / name)
-        except RegistryError as error:
-            pytest.fail(f"the README's example {name}: {error}")
-        assert entry.model_id == load_entry(ZOO / name).model_id
+    registry = load_registry(tmp_path)
+    assert len(registry.entries) == len(examples) >= 6
+    for name in ("aviary--echo.yaml", "mosaicml--mpt-7b-chat.yaml"):
+        assert load_entry(tmp_path / name).model_id == load_entry(ZOO / name).model_id
+    for text in examples.values():
+        CHECKER.validate(parse_yaml(text).data)
+
+
+def test_the_readmes_other_examples_are_parts_of_a_file() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", readme(), re.DOTALL)
+    parts = [block for block in blocks if not re.match(r"# \S+\.yaml|# yaml-", block)]
+    assert len(parts) >= 4
+    for part in parts:
+        values: Any = parse_yaml(part).data
+        (key,) = values
+        around = {"initializer": "initialization", "runtime_env": "initialization", "scaling_config": None}[key]
+        example: dict[str, Any] = {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}}
+        whole: dict[str, Any] = {"model_config": example}
+        (whole if around is None else example[around]).update(values)
+        RegistryEntry.model_validate(whole, by_alias=True, by_name=False)
+
+
+def test_the_readmes_table_of_contents_leads_somewhere() -> None:
+    headings = re.findall(r"^##+ (.*)$", readme(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", readme()))
+    assert len(links) >= 12
+    assert links <= anchors

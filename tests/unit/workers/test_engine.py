@@ -33,6 +33,7 @@ def make_engine(
     max_model_len: int = 256,
     max_batch_size: int = 8,
     max_batch_tokens: int = 64,
+    max_input_tokens: int | None = None,
     runner: EchoRunner | None = None,
     sampler: EchoSampler | None = None,
 ) -> Engine:
@@ -42,6 +43,7 @@ def make_engine(
         max_batch_tokens=max_batch_tokens,
         num_kv_blocks=num_kv_blocks,
         kv_block_size=BLOCK_SIZE,
+        max_input_tokens=max_input_tokens,
     )
     return Engine(runner or EchoRunner(num_kv_blocks), sampler or EchoSampler(), ByteTokenizer(), limits=limits)
 
@@ -75,6 +77,15 @@ def generate(text: str, **sampling: object) -> SequenceOutput:
     engine = make_engine()
     submit(engine, "only", text, **sampling)
     return drain(engine)["only"]
+
+
+def test_a_prompt_of_more_tokens_than_the_registry_allows_is_refused() -> None:
+    engine = make_engine(max_input_tokens=6)
+    submit(engine, "fits", "hello")
+    with pytest.raises(RequestFaultError, match=r"at most 6 tokens.* has 7 tokens") as raised:
+        submit(engine, "long", "hello!")
+    assert raised.value.fault.kind is FaultKind.CONTEXT_LENGTH_EXCEEDED
+    assert drain(engine)["fits"].text == "hello"
 
 
 def test_it_answers_until_the_model_ends() -> None:

@@ -10,10 +10,10 @@ from model_registry.schema import RegistryEntry
 from workers.pool.placement import SMALLEST_RESERVATION, Node, Placement, explain_pending, placement_for
 
 
-def entry(*, actor_options: dict[str, Any] | None = None, **scaling: Any) -> RegistryEntry:
+def entry(*, actor_options: dict[str, Any] | None = None, type_: str = "Echo", **scaling: Any) -> RegistryEntry:
     return RegistryEntry.model_validate(
         {
-            "model_config": {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}},
+            "model_config": {"model_id": "a/b", "initialization": {"initializer": {"type": type_}}},
             "deployment_config": {"ray_actor_options": actor_options or {}},
             "scaling_config": {"num_gpus_per_worker": 0, **scaling},
         }
@@ -48,10 +48,22 @@ def test_a_replica_that_asks_for_nothing_still_has_a_bundle() -> None:
 
 def test_each_further_worker_has_a_bundle_of_its_own() -> None:
     wanted = placement_for(
-        entry(actor_options={"num_cpus": 1}, num_workers=3, num_cpus_per_worker=2, placement_strategy="STRICT_SPREAD")
+        entry(
+            actor_options={"num_cpus": 1, "num_gpus": 1},
+            type_="DeepSpeed",
+            num_workers=3,
+            num_cpus_per_worker=2,
+            placement_strategy="STRICT_SPREAD",
+        )
     )
-    assert list(wanted.bundles) == [{"CPU": 3}, {"CPU": 2}, {"CPU": 2}]
+    assert list(wanted.bundles) == [{"CPU": 3, "GPU": 1}, {"CPU": 2}, {"CPU": 2}]
     assert wanted.strategy == "STRICT_SPREAD"
+
+
+def test_an_accelerator_is_asked_for_as_ray_does_and_for_the_front_only() -> None:
+    wanted = placement_for(entry(actor_options={"accelerator_type": "H100"}, type_="DeepSpeed", num_workers=2))
+    assert list(wanted.bundles) == [{"CPU": 1, "accelerator_type:H100": 0.001}, {"CPU": 1}]
+    assert explain_pending(wanted, [LARGE]).endswith("; no node offers accelerator_type:H100")
 
 
 SMALL = Node("small", {"CPU": 2, "memory": 2**30})

@@ -92,8 +92,12 @@ def state_of(replica: Replica) -> ReplicaState:
 
 
 @asynccontextmanager
-async def running(host: FakeHost, load_timeout_s: float = 10) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
-    replica = Replica("r1", host, load_timeout_s=load_timeout_s, on_change=lambda: None)
+async def running(
+    host: FakeHost, load_timeout_s: float = 10, place_timeout_s: float | None = None
+) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
+    replica = Replica(
+        "r1", host, load_timeout_s=load_timeout_s, place_timeout_s=place_timeout_s, on_change=lambda: None
+    )
     task = asyncio.create_task(replica.run())
     yield replica, task
     task.cancel()
@@ -122,6 +126,23 @@ async def test_a_replica_without_a_place_says_why_for_as_long_as_it_takes() -> N
         await asyncio.sleep(0.1)
         assert not task.done()
         assert replica.settled.is_set()
+
+
+async def test_a_place_that_does_not_come_in_time_ends_it_with_what_it_waited_for() -> None:
+    host = FakeHost()
+    host.pending = "pending: no node offers g5"
+    async with running(host, place_timeout_s=0.05) as (replica, task):
+        with pytest.raises(ReplicaFailedError, match=r"within 0\.05 s .*pg_timeout_s.*: pending: no node offers"):
+            await asyncio.wait_for(task, 2)
+        assert state_of(replica) is ReplicaState.FAILED
+
+
+async def test_the_timeout_of_the_place_does_not_count_the_start_of_the_process() -> None:
+    host = FakeHost()
+    async with running(host, place_timeout_s=0.05) as (replica, task):
+        await until(lambda: replica.detail == "starting its process")
+        await asyncio.sleep(0.1)
+        assert not task.done()
 
 
 async def test_a_failed_load_ends_it_with_the_reason() -> None:
@@ -199,15 +220,17 @@ def test_nothing_leaves_draining_or_failed() -> None:
     assert {state for state, _ in TRANSITIONS} == {ReplicaState.PENDING, ReplicaState.STARTING, ReplicaState.READY}
 
 
-def deployment_of(num_replicas: int, hosts: list[FakeHost]) -> Deployment:
+def deployment_of(num_replicas: int, hosts: list[FakeHost], **scaling: float) -> Deployment:
     def make_host(_: str) -> FakeHost:
         hosts.append(FakeHost())
+        hosts[-1].pending = "pending: no node offers g5" if scaling else None
         return hosts[-1]
 
     entry = RegistryEntry.model_validate(
         {
             "model_config": {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}},
             "deployment_config": {"autoscaling_config": {"min_replicas": num_replicas, "max_replicas": num_replicas}},
+            "scaling_config": scaling,
         }
     )
     model = WantedModel(entry=entry, deployment_id="d1", created=5)
@@ -246,6 +269,17 @@ async def test_a_failed_load_shows_its_reason_and_is_tried_again_later() -> None
     (replica,) = deployment.view.replicas
     assert replica.state is ReplicaState.FAILED
     assert replica.detail == "no such file; next attempt in 1 s"
+    assert hosts[0].removed == 1
+    await until(lambda: len(hosts) == 2)
+    await deployment.stop()
+
+
+async def test_a_replica_without_a_place_is_tried_again_after_pg_timeout_s() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(1, hosts, pg_timeout_s=0.05)
+    deployment.start()
+    await until(lambda: "next attempt in" in deployment.view.replicas[0].detail)
+    assert "no node offers g5; next attempt in 1 s" in deployment.view.replicas[0].detail
     assert hosts[0].removed == 1
     await until(lambda: len(hosts) == 2)
     await deployment.stop()
