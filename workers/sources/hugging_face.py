@@ -13,6 +13,7 @@ from typing import Any
 
 from workers.errors import SourceError
 from workers.sources.local import require_loadable
+from workers.sources.model_files import file_patterns
 from workers.sources.progress import ByteProgress, Progress
 
 HUB_ARGUMENTS = frozenset({"revision", "token", "local_files_only"})
@@ -23,14 +24,13 @@ REFUSED_ARGUMENTS: Mapping[str, str] = {
     "proxies": "set HTTPS_PROXY in the workers' environment instead",
     "code_revision": "use revision",
 }
-_DATA_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def fetch_snapshot(repository: str, arguments: Mapping[str, Any], progress: Progress) -> Path:
     """Folder of the repository's snapshot. `arguments` is `from_pretrained_kwargs`; other keys are not read."""
     from huggingface_hub import snapshot_download
 
-    allowed = [*_DATA_FILES, *(("*.py",) if arguments.get("trust_remote_code") else ())]
+    allowed = list(file_patterns(trust_remote_code=bool(arguments.get("trust_remote_code"))))
     progress(f"fetching weights: {repository} from the Hugging Face Hub")
     try:
         folder = snapshot_download(
