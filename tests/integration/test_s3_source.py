@@ -24,8 +24,9 @@ from workers.sources.object_store import NUM_CONNECTIONS
 from workers.sources.traffic import FETCHED
 
 KIB = 1 << 10
-CHUNK_BYTES = 64 * KIB
-WEIGHTS = bytes(range(256)) * 4 * KIB  # 1 MiB, 16 chunks
+CHUNK_BYTES = 128 * KIB
+SMALL_CHUNK_BYTES = 32 * KIB
+WEIGHTS = bytes(range(256)) * 4 * KIB  # 1 MiB, 8 chunks
 URI = "s3://models/org/tiny/"
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": WEIGHTS}
 FETCH_PROGRAM = """
@@ -74,10 +75,16 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ranged_download, "FIRST_RETRY_S", 0.01)
 
 
+@pytest.fixture(scope="module")
+def resource(moto: int) -> Any:
+    """The server, seen past the proxy."""
+    keys = {"aws_access_key_id": "admin", "aws_secret_access_key": "secret"}
+    return boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{moto}", region_name="us-east-1", **keys)
+
+
 @pytest.fixture
-def bucket(moto: int) -> Iterator[Any]:
-    """An empty bucket, seen past the proxy."""
-    resource = boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{moto}", region_name="us-east-1")
+def bucket(resource: Any) -> Iterator[Any]:
+    """An empty bucket."""
     bucket = resource.create_bucket(Bucket="models")
     yield bucket
     bucket.objects.all().delete()
@@ -179,7 +186,7 @@ def test_a_download_interrupted_at_half_goes_on_where_it_was(
     bucket: Any, proxy: RecordingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bucket, FILES)
-    monkeypatch.setattr(ranged_download, "CHUNK_BYTES", 16 * KIB)
+    monkeypatch.setattr(ranged_download, "CHUNK_BYTES", SMALL_CHUNK_BYTES)
     proxy.allowance = len(WEIGHTS) // 2
     with pytest.raises(SourceError, match=r"cannot read s3://models/org/tiny/model\.safetensors: .*check the network"):
         fetch_model(model(proxy), tmp_path, ignore)
@@ -190,7 +197,7 @@ def test_a_download_interrupted_at_half_goes_on_where_it_was(
     folder = fetch_model(model(proxy), tmp_path, lines.append)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     fetched_again = proxy.bytes_of("model.safetensors")
-    assert len(WEIGHTS) // 2 <= fetched_again <= len(WEIGHTS) // 2 + NUM_CONNECTIONS * 16 * KIB
+    assert len(WEIGHTS) // 2 <= fetched_again <= len(WEIGHTS) // 2 + NUM_CONNECTIONS * SMALL_CHUNK_BYTES
     assert any(line.endswith("bytes are here already") for line in lines)
     assert not list((tmp_path / "mirrors").glob("*.partial"))
 
@@ -200,13 +207,13 @@ def test_after_sigkill_the_next_process_goes_on_where_the_first_was(
 ) -> None:
     put(bucket, FILES)
     proxy.allowance = len(WEIGHTS) * 3 // 4
-    process = start_fetch(model(proxy), tmp_path, chunk_bytes=16 * KIB)
+    process = start_fetch(model(proxy), tmp_path, chunk_bytes=SMALL_CHUNK_BYTES)
     assert proxy.spent.wait(60)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     proxy.allowance = None
     proxy.exchanges.clear()
-    output, errors = start_fetch(model(proxy), tmp_path, chunk_bytes=16 * KIB).communicate(timeout=60)
+    output, errors = start_fetch(model(proxy), tmp_path, chunk_bytes=SMALL_CHUNK_BYTES).communicate(timeout=60)
     assert (Path(output.splitlines()[-1]) / "model.safetensors").read_bytes() == WEIGHTS, errors
     assert 0 < proxy.bytes_of("model.safetensors") <= len(WEIGHTS) // 2
 
@@ -236,7 +243,7 @@ def test_an_object_that_changes_under_the_download_starts_over(
     changed = bytes(len(WEIGHTS))
 
     def overwrite(exchange: Exchange) -> None:
-        if exchange.headers.get("range", "").startswith(f"bytes={8 * CHUNK_BYTES}-"):
+        if exchange.headers.get("range", "").startswith(f"bytes={4 * CHUNK_BYTES}-"):
             proxy.instead = lambda _exchange: None
             put(bucket, {"model.safetensors": changed})
 

@@ -27,6 +27,10 @@ _TIMEOUT_S: Final = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
 _RETRY_TIMEOUT_S: Final = 20.0
 """How long a listing is tried again; ranges have attempts of their own."""
 _CREDENTIALS_VARIABLE: Final = "GOOGLE_APPLICATION_CREDENTIALS"
+_NO_CREDENTIALS: Final = (
+    f"the worker has no Google credentials, so the bucket must be public; set {_CREDENTIALS_VARIABLE}"
+)
+_NO_ACCESS: Final = "give the worker's Google identity the role Storage Object Viewer there"
 
 
 class _Sink:
@@ -94,7 +98,7 @@ class GcsStore:
         import requests
         import urllib3
         from google.api_core.exceptions import GoogleAPICallError, RetryError
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import GoogleAuthError, InvalidOperation
 
         try:
             yield
@@ -106,6 +110,9 @@ class GcsStore:
             raise _unreachable(act, error.cause) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
             raise _unreachable(act, error) from error
+        except InvalidOperation as error:
+            # The server wants to know who asks, and there is nobody: anonymous credentials cannot be renewed.
+            raise SourceError(f"cannot {act}: access is denied: {_NO_CREDENTIALS}") from error
         except GoogleAuthError as error:
             raise SourceError(
                 f"cannot {act}: {_first_line(error)}; renew the worker's Google credentials and check its clock"
@@ -123,18 +130,14 @@ class GcsStore:
             case exceptions.NotFound():
                 return SourceError(f"cannot {act}: there is no such bucket: correct bucket_uri")
             case exceptions.Unauthorized() | exceptions.Forbidden():
-                return SourceError(f"cannot {act}: access is denied: {self._advice_on_access()}")
+                advice = _NO_CREDENTIALS if self._is_anonymous else _NO_ACCESS
+                return SourceError(f"cannot {act}: access is denied: {advice}")
             case exceptions.ServerError() | exceptions.TooManyRequests():
                 return TransientSourceError(
                     f"cannot {act}: the server answers {error.code}; load the model again later"
                 )
             case _:
                 return SourceError(f"cannot {act}: {_first_line(error)}; check gcs_mirror_config")
-
-    def _advice_on_access(self) -> str:
-        if self._is_anonymous:
-            return f"the worker has no Google credentials, so the bucket must be public; set {_CREDENTIALS_VARIABLE}"
-        return "give the worker's Google identity the role Storage Object Viewer there"
 
 
 def _connect() -> tuple[Any, bool]:
