@@ -20,7 +20,7 @@ class WorkerPhase(StrEnum):
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`version` grows with every change of anything but `status`, which is always the latest."""
+    """`version` grows with every change of anything but `status` and `fetched_bytes`."""
 
     version: int
     phase: WorkerPhase
@@ -29,4 +29,6 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     address: str | None = None
     max_model_len: int | None = None
+    fetched_bytes: int = 0
+    """Bytes of weights that its process has fetched; the latest, as `status` is."""
     status: WorkerStatus = WorkerStatus()

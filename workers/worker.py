@@ -25,6 +25,7 @@ from workers.errors import LoadError
 from workers.exchange import Exchange
 from workers.initializers import build_engine, initializer_for
 from workers.report import WorkerPhase, WorkerReport
+from workers.sources.traffic import FETCHED
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,8 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._changed.wait()
-        if self._engine_loop is None:
-            return self._report
-        return replace(self._report, status=self._engine_loop.status())
+        status = self._report.status if self._engine_loop is None else self._engine_loop.status()
+        return replace(self._report, status=status, fetched_bytes=FETCHED.num_bytes)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""

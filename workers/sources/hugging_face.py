@@ -15,6 +15,7 @@ from workers.errors import SourceError
 from workers.sources.local import require_loadable
 from workers.sources.model_files import file_patterns
 from workers.sources.progress import ByteProgress, Progress
+from workers.sources.traffic import FETCHED
 
 HUB_ARGUMENTS = frozenset({"revision", "token", "local_files_only"})
 """Keys of `from_pretrained_kwargs` that say what is fetched; only this source can honour them."""
@@ -88,6 +89,7 @@ def _progress_bar(progress: Progress) -> type[Any]:
         def display(self, *_args: Any, **_kwargs: Any) -> None:
             nonlocal furthest
             if self.unit == "B" and self.total and self.n > furthest:
+                FETCHED.add(int(self.n) - furthest)
                 furthest = int(self.n)
                 counter.total_bytes = max(counter.total_bytes, int(self.total))
                 counter.reached(furthest)
