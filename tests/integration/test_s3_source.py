@@ -6,14 +6,21 @@ import hashlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
 from model_registry.schema import ModelConfig
@@ -538,6 +545,43 @@ def test_the_endpoint_may_come_from_the_arguments_or_the_environment(
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     fetch_model(model(proxy, endpoint_url=None), tmp_path / "environment", ignore)
     assert proxy.bytes_of("model.safetensors") == 2 * len(WEIGHTS)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody trusts, and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    today = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = tmp_path / "server.pem"
+    path.write_bytes(certificate.public_bytes(pem) + plain)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+def test_the_servers_certificate_is_checked_against_the_bundle_unless_told_not_to(
+    bucket: Any, moto: int, tmp_path: Path, certificate: Path
+) -> None:
+    put(bucket, FILES)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with recording_proxy(moto, context) as proxy:
+        with pytest.raises(SourceError, match="certificate"):
+            fetch_model(model(proxy), tmp_path / "checked", ignore)
+        trusting = model(proxy, s3_sync_args=["--ca-bundle", str(certificate)])
+        assert names_in(fetch_model(trusting, tmp_path / "bundle", ignore)) == sorted(FILES)
+        careless = model(proxy, s3_sync_args=["--no-verify-ssl"])
+        assert names_in(fetch_model(careless, tmp_path / "unchecked", ignore)) == sorted(FILES)
 
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "temporary", "AWS_SECRET_ACCESS_KEY": "s", "AWS_SESSION_TOKEN": "session"}

@@ -6,6 +6,7 @@ instead of the server. Tests of downloads put it between the real client and the
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ class RecordingProxy(ThreadingHTTPServer):
 
     def __init__(self, upstream_port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.scheme = "http"
         self.upstream_port = upstream_port
         self.exchanges: list[Exchange] = []
         self.allowance: int | None = None
@@ -54,7 +56,7 @@ class RecordingProxy(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
     def bytes_of(self, name: str) -> int:
         """Bytes handed out in answer to GET requests whose path ends with `name`."""
@@ -137,9 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def recording_proxy(upstream_port: int) -> Iterator[RecordingProxy]:
-    """The proxy, serving until the block ends."""
+def recording_proxy(upstream_port: int, tls: ssl.SSLContext | None = None) -> Iterator[RecordingProxy]:
+    """The proxy, serving until the block ends; over HTTPS with `tls`."""
     proxy = RecordingProxy(upstream_port)
+    if tls is not None:
+        proxy.socket = tls.wrap_socket(proxy.socket, server_side=True, do_handshake_on_connect=False)
+        proxy.scheme = "https"
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

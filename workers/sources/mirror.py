@@ -59,7 +59,8 @@ class Place:
 def fetch_mirror(model: ModelConfig, cache_dir: Path, progress: Progress) -> Path:
     """The folder with the model's files out of its mirror; for LlamaCpp, with its `model_filename` and nothing else.
 
-    Raises `SourceError` when the mirror cannot be read, lacks what the model needs, or fails its checksums.
+    Raises `SourceError` when the mirror cannot be read, lacks what the model needs, or fails its checksums; `OSError`
+    when the disk fails. `fetch_model` does the same for every source, with one line for the disk too.
     """
     return Mirror(model).fetch(cache_dir, progress)
 
