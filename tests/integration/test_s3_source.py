@@ -362,6 +362,8 @@ def test_content_that_was_damaged_on_the_way_is_refused_by_what_the_store_knows(
     proxy.instead = damage
     with pytest.raises(SourceError, match=rf"model\.safetensors has \w+ [0-9a-f]+, the object's {origin} says"):
         fetch_model(model(proxy), tmp_path, ignore)
+    proxy.instead = lambda _exchange: None
+    assert (fetch_model(model(proxy), tmp_path, ignore) / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_file_that_was_uploaded_in_parts_is_taken_without_a_checksum_of_its_whole(

@@ -26,7 +26,7 @@ from workers.sources.gcs import GcsStore
 from workers.sources.local import require_model_files
 from workers.sources.lock import file_lock
 from workers.sources.model_files import FileSelection, check_names
-from workers.sources.object_store import ObjectChangedError, ObjectStore, RemoteFile
+from workers.sources.object_store import Checksum, ObjectChangedError, ObjectStore, RemoteFile
 from workers.sources.progress import Progress
 from workers.sources.ranged_download import Wanted, download
 from workers.sources.s3 import S3Store
@@ -102,8 +102,8 @@ class Mirror:
             for _ in range(_NUM_CHANGES):
                 try:
                     return self._fetch(store, folder, progress)
-                except ObjectChangedError as error:
-                    progress(f"fetching weights: {error}")
+                except ObjectChangedError:
+                    progress(f"fetching weights: {self._uri} has changed, looking at it again")
         raise SourceError(f"{self._uri} changes all the time; load the model again when its upload is complete")
 
     def _identity(self) -> list[Any]:
@@ -153,12 +153,12 @@ class Mirror:
         check_names(files, self._uri)
         return [Wanted(name, files[name], checksums.get(name)) for name in sorted(files)]
 
-    def _read_checksums(self, store: ObjectStore, listed: Mapping[str, RemoteFile]) -> Mapping[str, Any]:
+    def _read_checksums(self, store: ObjectStore, listed: Mapping[str, RemoteFile]) -> Mapping[str, Checksum]:
         file = listed.get(SHA256SUMS)
         content = store.read_small(file.bucket, file.key) if file is not None else None
         return parse_sha256sums(content, f"{self._uri}{SHA256SUMS}") if content is not None else {}
 
-    def _require(self, files: Mapping[str, RemoteFile], checksums: Mapping[str, Any]) -> None:
+    def _require(self, files: Mapping[str, RemoteFile], checksums: Mapping[str, Checksum]) -> None:
         for name in checksums:
             if name not in files and self._is_synced(name) and self._selection.selects(name):
                 raise SourceError(f"{self._uri} lacks {name}, which its {SHA256SUMS} names; complete the upload")
