@@ -52,5 +52,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev-installed: $(VENV)/.installed
 	@echo "==> installing the development tools"
-	@$(PIP) install --quiet -e '.[gateway,workers,deepspeed,dev]' -c constraints.txt
+	@$(PIP) install --quiet -e '.[gateway,workers,deepspeed,s3,gcs,dev]' -c constraints.txt
 	@touch $@

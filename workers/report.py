@@ -29,7 +29,7 @@ class WorkerPhase(StrEnum):
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`version` grows with every change of anything but `status`, which is always the latest."""
+    """`version` grows with every change of anything but `status` and `fetched_bytes`."""
 
     version: int
     phase: WorkerPhase
@@ -38,6 +38,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     address: str | None = None
     max_model_len: int | None = None
+    fetched_bytes: int = 0
+    """Bytes of weights that its process has fetched; the latest, as `status` is."""
     status: WorkerStatus = WorkerStatus()
 
 

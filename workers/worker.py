@@ -24,6 +24,7 @@ from workers.exchange import Exchange
 from workers.group import GroupListener
 from workers.initializers import build_engine, initializer_for
 from workers.report import ReportBoard, WorkerPhase, WorkerReport
+from workers.sources.traffic import FETCHED
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Worker:
     async def report(self, seen: int | None = None, timeout_s: float = 0.0) -> WorkerReport:
         """The present report; when the caller has `seen` that version, waits up to `timeout_s` for a newer one."""
         report = await self._board.newer_than(seen, timeout_s)
-        return report if self._engine_loop is None else replace(report, status=self._engine_loop.status())
+        status = report.status if self._engine_loop is None else self._engine_loop.status()
+        return replace(report, status=status, fetched_bytes=FETCHED.num_bytes)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""

@@ -34,6 +34,15 @@ except SourceError as error:
     print(f"refused: {error}")
 """
 
+FETCH_MODEL_PROGRAM = """
+import sys
+from pathlib import Path
+from model_registry.schema import ModelConfig
+from workers.sources import fetch_model
+
+print(fetch_model(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), print))
+"""
+
 
 class HubHandler(BaseHTTPRequestHandler):
     """`org/model` has everything, `org/pickled` no safetensors, `org/gated` refuses, anything else does not exist."""
@@ -47,6 +56,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         self.server.requests.append(path)
+        if "org/model" in path:
+            self.server.authorizations.add(self.headers.get("Authorization"))
         if "org/gated" in path:
             self._answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
         elif "org/model" in path or "org/pickled" in path:
@@ -85,13 +96,14 @@ def oid(name: str) -> str:
 
 
 class FakeHub(ThreadingHTTPServer):
-    """The server, and every path that was asked of it."""
+    """The server, every path that was asked of it, and who asked."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.requests: list[str] = []
+        self.authorizations: set[str | None] = set()
 
 
 @pytest.fixture
@@ -107,9 +119,13 @@ def hub() -> Iterator[FakeHub]:
 
 def fetch(hub: FakeHub, home: Path, repository: str, arguments: dict[str, Any] | None = None, **more: str) -> list[str]:
     """Lines that a fetch in a process of its own printed: progress, then the folder or the refusal."""
+    return run(hub, home, [FETCH_PROGRAM, repository, json.dumps(arguments or {})], more)
+
+
+def run(hub: FakeHub, home: Path, command: list[str], more: dict[str, str]) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", FETCH_PROGRAM, repository, json.dumps(arguments or {})]
+    command = [sys.executable, "-c", *command]
     done = subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.splitlines()
 
@@ -132,6 +148,43 @@ def test_a_fetched_snapshot_is_used_offline(hub: FakeHub, tmp_path: Path) -> Non
     folder = fetch(hub, tmp_path, "org/model")[-1]
     hub.requests.clear()
     assert fetch(hub, tmp_path, "org/model", HF_HUB_OFFLINE="1")[-1] == folder
+    assert hub.requests == []
+
+
+def test_the_token_is_the_registrys_or_else_the_environments(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path / "anonymous", "org/model")
+    assert hub.authorizations == {None}
+    hub.authorizations.clear()
+    fetch(hub, tmp_path / "environment", "org/model", HF_TOKEN="hf_environment")
+    assert hub.authorizations == {"Bearer hf_environment"}
+    hub.authorizations.clear()
+    fetch(hub, tmp_path / "registry", "org/model", {"token": "hf_registry"}, HF_TOKEN="hf_environment")
+    assert hub.authorizations == {"Bearer hf_registry"}
+
+
+def test_the_revision_is_what_is_asked_for(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path, "org/model", {"revision": "v2"})
+    assert "/api/models/org/model/revision/v2" in hub.requests
+    hub.requests.clear()
+    fetch(hub, tmp_path, "org/model")
+    assert not any(path.endswith("/v2") for path in hub.requests)
+
+
+def test_hf_model_id_says_what_is_fetched_and_hf_home_where_it_stays(hub: FakeHub, tmp_path: Path) -> None:
+    initialization = {"hf_model_id": "org/model", "initializer": {"type": "SingleDevice"}}
+    model = json.dumps({"model_id": "public/name", "initialization": initialization})
+    folder = Path(run(hub, tmp_path / "home", [FETCH_MODEL_PROGRAM, model, str(tmp_path / "cache")], {})[-1])
+    assert folder.is_relative_to(tmp_path / "home" / "hub" / "models--org--model")
+    assert not any("public/name" in path for path in hub.requests)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cached_snapshot_is_used_without_asking_where_only_local_files_are_wanted(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    folder = fetch(hub, tmp_path, "org/model")[-1]
+    hub.requests.clear()
+    assert fetch(hub, tmp_path, "org/model", {"local_files_only": True})[-1] == folder
     assert hub.requests == []
 
 

@@ -103,6 +103,7 @@ class Replica:
         self.address: str | None = None
         self.max_model_len: int | None = None
         self.pid: int | None = None
+        self.fetched_bytes = 0
         self.settled = asyncio.Event()
         """Set once an adopted replica is known to be serving, loading or lost: before that its view means nothing."""
         self._host = host
@@ -116,7 +117,13 @@ class Replica:
 
     @property
     def view(self) -> ReplicaView:
-        return ReplicaView(replica_id=self.replica_id, state=self.state, detail=self.detail, address=self.address)
+        return ReplicaView(
+            replica_id=self.replica_id,
+            state=self.state,
+            detail=self.detail,
+            address=self.address,
+            fetched_bytes=self.fetched_bytes,
+        )
 
     @property
     def served_s(self) -> float | None:
@@ -203,6 +210,7 @@ class Replica:
             await asyncio.gather(following, return_exceptions=True)
         report = await self._bounded(worker.report(None, 0.0), "it does not answer")
         self.max_model_len = report.max_model_len
+        self.fetched_bytes = report.fetched_bytes
         self._ready_at = self._progressed_at = time.monotonic()
         self._move("served", report.detail)
 
@@ -213,6 +221,7 @@ class Replica:
             with contextlib.suppress(ReplicaFailedError):
                 report = await self._bounded(worker.report(seen, PROGRESS_WAIT_S), "it does not answer")
                 seen = report.version
+                self.fetched_bytes = report.fetched_bytes
                 if report.phase is WorkerPhase.LOADING:
                     self._tell(report.detail)
             await asyncio.sleep(PROGRESS_PAUSE_S)

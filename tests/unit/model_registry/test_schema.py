@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from typing import Any
 
@@ -17,6 +18,7 @@ from model_registry.schema import (
     ModelConfig,
     PromptFormat,
     RegistryEntry,
+    S3MirrorConfig,
     ScalingConfig,
     Section,
     SingleDevice,
@@ -206,16 +208,46 @@ def test_loader_arguments_that_have_a_key_of_their_own_are_refused(key: str) -> 
         SingleDevice.model_validate({"type": "SingleDevice", "from_pretrained_kwargs": {key: "auto"}})
 
 
-def test_weights_come_from_one_source() -> None:
-    package = {"distribution": "a", "version": "1.0", "file": "a/b.gguf", "sha256": "0" * 64}
-    with pytest.raises(ValidationError, match="keep one"):
-        Initialization.model_validate(
-            {
-                "initializer": {"type": "Echo"},
-                "python_package": package,
-                "s3_mirror_config": {"bucket_uri": "s3://bucket/prefix/"},
-            }
-        )
+CREDENTIALS = {"create_aws_credentials_url": "https://example.com/credentials"}
+SOURCES = {
+    "s3_mirror_config": {"bucket_uri": "s3://bucket/prefix/"},
+    "gcs_mirror_config": {"bucket_uri": "gs://bucket/prefix/"},
+    "python_package": {"distribution": "a", "version": "1.0", "file": "a/b.gguf", "sha256": "0" * 64},
+    "hf_model_id": "/models/m",
+}
+
+
+@pytest.mark.parametrize("given", list(itertools.combinations(SOURCES, 2)), ids="+".join)
+def test_weights_come_from_one_source(given: tuple[str, str]) -> None:
+    values = {key: SOURCES[key] for key in given}
+    with pytest.raises(ValidationError, match="are set together; keep one") as raised:
+        Initialization.model_validate({"initializer": {"type": "SingleDevice"}, **values})
+    assert all(key in str(raised.value) for key in given)
+
+
+@pytest.mark.parametrize("key", SOURCES)
+def test_a_single_source_is_fine(key: str) -> None:
+    Initialization.model_validate({"initializer": {"type": "SingleDevice"}, key: SOURCES[key]})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"s3_sync_args": ["--delete"]}, "--delete is not supported"),
+        ({"endpoint_url": "minio:9000"}, "String should match pattern"),
+        ({"endpoint_url": "http://a", "s3_sync_args": ["--endpoint-url", "http://b"]}, "are both set; keep one"),
+        ({"s3_aws_credentials": CREDENTIALS, "s3_sync_args": ["--no-sign-request"]}, "contradicts --profile or"),
+        ({"s3_aws_credentials": CREDENTIALS, "s3_sync_args": ["--profile", "p"]}, "contradicts --profile or"),
+        ({"s3_aws_credentials": {"create_aws_credentials_url": "file:///etc/passwd"}}, "String should match pattern"),
+        ({"extra_files": [{"bucket_uri": "s3://b/k", "destination_path": "/etc/x"}]}, "is not a relative path"),
+        ({"extra_files": [{"bucket_uri": "s3://b/k", "destination_path": "../x"}]}, "is not a relative path"),
+        ({"extra_files": [{"bucket_uri": "gs://b/k", "destination_path": "x"}]}, "String should match pattern"),
+        ({"bucket_uri": "gs://bucket/prefix/"}, "String should match pattern"),
+    ],
+)
+def test_what_cannot_hold_of_a_mirror_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        S3MirrorConfig.model_validate({"bucket_uri": "s3://bucket/prefix/", **more})
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../x", "a/../../x", "", "a\\b"])

@@ -43,7 +43,6 @@ def test_everything_the_full_example_asks_for_too_early_is_named() -> None:
         "smoothing_factor",
         "upscale_delay_s",
         "downscale_delay_s",
-        "s3_mirror_config",
     ]
     assert all(": " in line and "; " in line for line in lines), "each line gives a reason and a next step"
 
@@ -73,7 +72,6 @@ def test_other_initializers_are_refused(initializer: dict[str, Any]) -> None:
     ("initialization", "key"),
     [
         ({"initializer": {"type": "DeepSpeed", "use_kernel": True}}, "initializer.use_kernel"),
-        ({"s3_mirror_config": {"bucket_uri": "s3://bucket/x/"}}, "s3_mirror_config"),
     ],
 )
 def test_unexecuted_initialization_keys_are_refused(initialization: dict[str, Any], key: str) -> None:
@@ -130,12 +128,13 @@ def test_actor_options_and_environments_are_executed() -> None:
     assert refused_keys(initialization={"runtime_env": runtime_env}) == []
 
 
-def test_more_than_one_worker_per_replica_is_refused() -> None:
-    keys = refused_keys(initialization={"initializer": {"type": "DeepSpeed"}}, scaling={"num_workers": 2})
-    assert "scaling_config.num_workers" in keys
-    assert refused_keys(scaling={"num_workers": 1, "placement_strategy": "SPREAD"}) == []
+def test_several_workers_of_a_deepspeed_replica_are_executed() -> None:
+    initialization = {"initializer": {"type": "DeepSpeed"}}
+    assert refused_keys(initialization=initialization, scaling={"num_workers": 2, "num_gpus_per_worker": 1}) == []
 
 
+S3 = {"bucket_uri": "s3://bucket/m/"}
+GCS = {"bucket_uri": "gs://bucket/m/"}
 PACKAGE = {"distribution": "x", "version": "1", "file": "x.gguf", "sha256": "0" * 64}
 
 
@@ -145,8 +144,13 @@ PACKAGE = {"distribution": "x", "version": "1", "file": "x.gguf", "sha256": "0" 
         ({"initializer": {"type": "Echo"}, "hf_model_id": "a/b"}, ["hf_model_id"]),
         ({"initializer": {"type": "Echo"}, "python_package": PACKAGE}, ["python_package"]),
         ({"hf_model_id": "a/b", "python_package": PACKAGE}, ["hf_model_id"]),
+        ({"initializer": {"type": "Echo"}, "s3_mirror_config": S3}, ["s3_mirror_config"]),
+        ({"initializer": {"type": "Echo"}, "gcs_mirror_config": GCS}, ["gcs_mirror_config"]),
         ({"hf_model_id": "a/b"}, []),
         ({"python_package": PACKAGE}, []),
+        ({"s3_mirror_config": S3}, []),
+        ({"s3_mirror_config": S3, "hf_model_id": "a/b"}, []),
+        ({"gcs_mirror_config": GCS}, []),
     ],
 )
 def test_sources_that_contradict_each_other_or_the_initializer_are_refused(
@@ -156,19 +160,22 @@ def test_sources_that_contradict_each_other_or_the_initializer_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "is_refused"),
+    ("name", "source", "is_refused"),
     [
-        ("attn_implementation", None, True),
-        ("quantization_config", None, True),
-        ("cache_dir", None, True),
-        ("revision", None, False),
-        ("revision", "/models/b", True),
+        ("attn_implementation", {}, True),
+        ("quantization_config", {}, True),
+        ("cache_dir", {}, True),
+        ("revision", {}, False),
+        ("revision", {"hf_model_id": "c/d"}, False),
+        ("revision", {"hf_model_id": "/models/b"}, True),
+        ("revision", {"s3_mirror_config": S3, "hf_model_id": "c/d"}, True),
+        ("revision", {"gcs_mirror_config": GCS}, True),
     ],
 )
 def test_loader_arguments_that_the_worker_would_refuse_are_refused_here(
-    name: str, folder: str | None, is_refused: bool
+    name: str, source: dict[str, Any], is_refused: bool
 ) -> None:
     initializer = {"type": "SingleDevice", "from_pretrained_kwargs": {name: "x"}}
-    keys = refused_keys(initialization={"initializer": initializer, "hf_model_id": folder})
+    keys = refused_keys(initialization={"initializer": initializer, **source})
     expected = f"model_config.initialization.initializer.from_pretrained_kwargs.{name}"
     assert keys == ([expected] if is_refused else [])

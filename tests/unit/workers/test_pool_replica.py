@@ -29,6 +29,7 @@ class FakeWorker:
         self.drain_timeout_s = 0.0
         self.status = WorkerStatus()
         self.phase = WorkerPhase.LOADING
+        self.fetched_bytes = 0
 
     async def start(self) -> str:
         await self.loaded.wait()
@@ -41,7 +42,15 @@ class FakeWorker:
         if seen is not None:
             await asyncio.sleep(timeout_s)
         detail = "runs eagerly" if self.loaded.is_set() else "fetching"
-        return WorkerReport(version=1, phase=self.phase, detail=detail, pid=42, max_model_len=128, status=self.status)
+        return WorkerReport(
+            version=1,
+            phase=self.phase,
+            detail=detail,
+            pid=42,
+            max_model_len=128,
+            fetched_bytes=self.fetched_bytes,
+            status=self.status,
+        )
 
     async def drain(self, timeout_s: float) -> bool:
         self.calls.append("drain")
@@ -109,11 +118,15 @@ async def test_a_replica_goes_from_pending_over_starting_to_ready_and_keeps_its_
     async with running(host) as (replica, _):
         await until(lambda: replica.detail == "starting its process")
         assert state_of(replica) is ReplicaState.PENDING
+        host.worker.fetched_bytes = 7
         host.worker.alive.set()
         await until(lambda: replica.detail == "fetching")
         assert state_of(replica) is ReplicaState.STARTING
+        assert replica.view.fetched_bytes == 7
+        host.worker.fetched_bytes = 8
         host.worker.loaded.set()
         await until(lambda: state_of(replica) is ReplicaState.READY)
+        assert replica.view.fetched_bytes == 8
         assert replica.view.address == "127.0.0.1:1"
         assert (replica.max_model_len, replica.pid, replica.view.detail) == (128, 42, "runs eagerly")
 

@@ -16,6 +16,9 @@ from workers.sources import SourceKind, fetch_model, source_of
 
 PACKAGE = {"distribution": "d", "version": "1", "file": "d/model.gguf", "sha256": "0" * 64}
 
+S3 = {"bucket_uri": "s3://bucket/m/"}
+GCS = {"bucket_uri": "gs://bucket/m/"}
+
 
 def model(*, from_pretrained_kwargs: dict[str, Any] | None = None, **initialization: Any) -> ModelConfig:
     initializer = {"type": "SingleDevice", "from_pretrained_kwargs": from_pretrained_kwargs or {}}
@@ -35,6 +38,9 @@ def ignore(_line: str) -> None:
         ({"hf_model_id": "other/model"}, SourceKind.HUGGING_FACE),
         ({"hf_model_id": "/models/m"}, SourceKind.LOCAL_FOLDER),
         ({"python_package": PACKAGE}, SourceKind.PYTHON_PACKAGE),
+        ({"s3_mirror_config": S3}, SourceKind.S3_MIRROR),
+        ({"s3_mirror_config": S3, "hf_model_id": "other/model"}, SourceKind.S3_MIRROR),
+        ({"gcs_mirror_config": GCS}, SourceKind.GCS_MIRROR),
     ],
 )
 def test_the_keys_given_choose_the_source(initialization: dict[str, Any], kind: SourceKind) -> None:
@@ -57,9 +63,19 @@ def test_two_sources_at_once_are_refused() -> None:
         source_of(model(python_package=PACKAGE, hf_model_id="other/model"))
 
 
-def test_a_source_that_is_not_built_yet_is_refused_by_name() -> None:
-    with pytest.raises(SourceError, match="s3_mirror_config is not supported yet"):
-        source_of(model(s3_mirror_config={"bucket_uri": "s3://bucket/m/"}))
+@pytest.mark.parametrize("name", ["weights.bin", "modeling.py", "a.json/b.bin"])
+def test_an_extra_file_that_could_run_code_is_refused_by_name(name: str) -> None:
+    extra = [{"bucket_uri": "s3://bucket/x", "destination_path": name}]
+    with pytest.raises(SourceError, match=rf"org/model: extra_files: {name} is not a file that may be fetched"):
+        source_of(model(s3_mirror_config={**S3, "extra_files": extra}))
+
+
+def test_extra_files_may_be_code_where_it_is_trusted_but_not_file_and_folder_at_once() -> None:
+    extra = [{"bucket_uri": "s3://bucket/x", "destination_path": name} for name in ("a.py", "a.py/b.json")]
+    trusting = {"trust_remote_code": True}
+    source_of(model(s3_mirror_config={**S3, "extra_files": extra[:1]}, from_pretrained_kwargs=trusting))
+    with pytest.raises(SourceError, match="file and folder at once"):
+        source_of(model(s3_mirror_config={**S3, "extra_files": extra}, from_pretrained_kwargs=trusting))
 
 
 @pytest.mark.parametrize("key", ["cache_dir", "force_download", "proxies", "code_revision"])
@@ -73,6 +89,11 @@ def test_a_revision_means_nothing_for_a_folder() -> None:
         SourceError, match=r"from_pretrained_kwargs\.revision means nothing for weights from hf_model_id"
     ):
         source_of(model(hf_model_id="/models/m", from_pretrained_kwargs={"revision": "main"}))
+
+
+def test_a_revision_means_nothing_for_a_mirror() -> None:
+    with pytest.raises(SourceError, match=r"revision means nothing for weights from s3_mirror_config"):
+        source_of(model(s3_mirror_config=S3, from_pretrained_kwargs={"revision": "main"}))
 
 
 def test_the_hub_gets_the_id_and_the_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
