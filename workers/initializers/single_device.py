@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from model_registry.schema import Generation, RegistryEntry, SingleDevice
+from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import LoadError, UnsupportedModelError
 from workers.initializers.base import LoadedModel, Progress
 from workers.runners.packed_linear import pack_linears
@@ -70,8 +72,7 @@ def _wrap(model: Any, tokenizer: HuggingFaceTokenizer, generation: Generation, p
         sampler=TorchSampler(),
         tokenizer=tokenizer,
         max_model_len=max_model_len,
-        num_kv_blocks=num_kv_blocks,
-        kv_block_size=BLOCK_SIZE,
+        new_kv_cache=partial(PagedKVCache, num_kv_blocks, BLOCK_SIZE),
     )
 
 

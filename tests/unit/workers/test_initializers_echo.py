@@ -17,7 +17,7 @@ def load(**generation: int) -> LoadedModel:
 
 def test_the_context_is_never_longer_than_the_kv_cache() -> None:
     loaded = load(kv_cache_tokens=64)
-    assert loaded.num_kv_blocks * loaded.kv_block_size == loaded.max_model_len == 64
+    assert loaded.new_kv_cache().capacity == loaded.max_model_len == 64
 
 
 def test_a_kv_cache_too_small_for_the_context_asked_for_is_refused() -> None:
