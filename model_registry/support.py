@@ -12,7 +12,7 @@ from typing import Final
 
 from model_registry.schema import AutoscalingConfig, RegistryEntry, SingleDevice
 
-EXECUTED_INITIALIZERS: Final = ("SingleDevice", "Echo")
+EXECUTED_INITIALIZERS: Final = ("SingleDevice", "LlamaCpp", "Echo")
 _REPLICA_COUNTS: Final = frozenset(("min_replicas", "initial_replicas", "max_replicas"))
 _AUTOSCALING: Final = "deployment_config.autoscaling_config"
 _ACTOR_OPTIONS: Final = "deployment_config.ray_actor_options"
