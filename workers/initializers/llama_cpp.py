@@ -42,6 +42,9 @@ HOST_KV_SHARE: Final = 0.25
 """Share of the host's available memory that the KV cells may take when the registry does not say."""
 GPU_KV_SHARE: Final = 0.9
 """Share of the GPU memory left after loading, likewise."""
+EXACT_UBATCH: Final = 63
+"""Tokens that llama.cpp computes at a time on the CPU, unless the registry says. From 64 on its attention works in tiles, and
+a sequence's logits come to depend on what lies beside it in the cache; below, they are the same bit for bit."""
 MAX_SLOTS: Final = llama_cpp.llama_max_parallel_sequences()
 _BYTES_PER_VALUE: Final = {0: 4.0, 1: 2.0, 2: 0.5625, 3: 0.625, 6: 0.6875, 7: 0.75, 8: 1.0625, 20: 0.5625, 30: 2.0}
 """Of the KV types, by their `ggml_type`."""
@@ -155,6 +158,8 @@ def _new_context(model: LlamaModel, parameters: LlamaParameters, *, num_slots: i
     native = llama_cpp.llama_context_default_params()
     _set_fields(native, parameters.context)
     native.n_ctx = num_cells
+    if "n_ubatch" not in parameters.context and not parameters.model["n_gpu_layers"]:
+        native.n_ubatch = EXACT_UBATCH
     native.n_ubatch = min(native.n_ubatch, native.n_batch)
     native.n_seq_max = native.n_outputs_max = num_slots
     native.kv_unified = True
