@@ -1,8 +1,8 @@
 """The seam between the scheduler and whoever keeps the books of the KV memory.
 
-Two kinds exist. `PagedKVCache` hands out numbered blocks of a fixed number of tokens, for runners that own their tensors.
-`SlotKVCache` gives each sequence one slot, for runners such as llama.cpp that own their cells and know sequences by
-number. The scheduler cannot tell them apart. Bookkeeping only: no tensor, no library.
+Two kinds exist. `PagedKVCache` hands out numbered blocks of a fixed number of tokens, for runners with tensors of our
+own. `SlotKVCache` gives each sequence one slot, for runners such as llama.cpp that own their cells and know sequences
+by number. The scheduler cannot tell them apart. Bookkeeping only: no tensor, no library.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which sequences run in the next step, and how many tokens of each.
 
 Iteration-level scheduling: running sequences decode one token each, then prompts are prefilled in chunks with what is
-left of the step's token budget, first come first served. When KV memory runs out, the newest sequence gives its own back
-and is computed again later (its tokens are kept). Knows sequences and KV bookkeeping; no torch, no text.
+left of the step's token budget, first come first served. When KV memory runs out, the newest sequence gives its own
+back and is computed again later (its tokens are kept). Knows sequences and KV bookkeeping; no torch, no text.
 """
 
 from __future__ import annotations

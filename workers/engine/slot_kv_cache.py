@@ -1,9 +1,9 @@
 """KV bookkeeping for runners that know sequences by number and own the cells themselves, as llama.cpp does.
 
 Each running sequence has a slot (llama.cpp's sequence id). A finished one leaves its tokens behind, and a later prompt
-that begins with them takes the slot over, or shares their cells from a slot of its own. Slots are remembered until their
-cells are needed: least recently used first, the end of a sequence before its beginning. Cells are counted exactly,
-shared ones once, so the runner never runs out. What it must do to its memory comes out as operations.
+that begins with them takes the slot over, or shares their cells from a slot of its own. Slots are remembered until
+their cells are needed: least recently used first, the end of a sequence before its beginning. Cells are counted
+exactly, shared ones once, so the runner never runs out. What it must do to its memory comes out as operations.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ HOST_KV_SHARE: Final = 0.25
 GPU_KV_SHARE: Final = 0.9
 """Share of the GPU memory left after loading, likewise."""
 EXACT_UBATCH: Final = 63
-"""Tokens that llama.cpp computes at a time on the CPU, unless the registry says. From 64 on its attention works in tiles, and
-a sequence's logits come to depend on what lies beside it in the cache; below, they are the same bit for bit."""
+"""Tokens that llama.cpp computes at a time on the CPU, unless the registry says (`n_ubatch`). From 64 on its attention
+works in tiles, and a sequence's logits come to depend on what lies beside it in the cache."""
 MAX_SLOTS: Final = llama_cpp.llama_max_parallel_sequences()
 _BYTES_PER_VALUE: Final = {0: 4.0, 1: 2.0, 2: 0.5625, 3: 0.625, 6: 0.6875, 7: 0.75, 8: 1.0625, 20: 0.5625, 30: 2.0}
 """Of the KV types, by their `ggml_type`."""
@@ -83,10 +83,11 @@ def _check_against_entry(parameters: LlamaParameters, entry: RegistryEntry) -> N
             f"{KEY}.n_batch is {context['n_batch']}, less than generation.max_batch_tokens "
             f"({generation.max_batch_tokens}), the tokens of one step; make them the same"
         )
-    if generation.kv_cache_tokens and context.setdefault("n_ctx", generation.kv_cache_tokens) != generation.kv_cache_tokens:
+    num_cells = generation.kv_cache_tokens
+    if num_cells and context.setdefault("n_ctx", num_cells) != num_cells:
         raise LoadError(
-            f"{KEY}.n_ctx is {context['n_ctx']} and generation.kv_cache_tokens is {generation.kv_cache_tokens}; both "
-            "say how many tokens the KV cache holds for all sequences together: give one of them"
+            f"{KEY}.n_ctx is {context['n_ctx']} and generation.kv_cache_tokens is {num_cells}; both say how many "
+            "tokens the KV cache holds for all sequences together: give one of them"
         )
     num_threads = max(1, math.ceil(entry.scaling.num_cpus_per_worker))
     context.setdefault("n_threads", num_threads)
@@ -126,7 +127,6 @@ def _load_model(path: Path, parameters: LlamaParameters, progress: Progress) -> 
 def _progress_callback(progress: Progress) -> Any:
     told = -1
 
-    @llama_cpp.llama_progress_callback
     def on_progress(share: float, _user_data: Any) -> bool:
         nonlocal told
         percent = int(100 * share) // 10 * 10
@@ -135,7 +135,7 @@ def _progress_callback(progress: Progress) -> Any:
             progress(f"loading weights: {percent} %")
         return True
 
-    return on_progress
+    return llama_cpp.llama_progress_callback(on_progress)
 
 
 def _wrap(model: LlamaModel, parameters: LlamaParameters, generation: Generation, progress: Progress) -> LoadedModel:

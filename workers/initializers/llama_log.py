@@ -20,7 +20,6 @@ _errors: deque[str] = deque(maxlen=8)
 _level = logging.DEBUG
 
 
-@llama_cpp.llama_log_callback
 def _on_text(level: int, text: bytes, _user_data: Any) -> None:
     line = text.decode(errors="replace").strip(" .\n")
     if not line or level == _CONTINUED_LEVEL:  # dots and the rest of a line already logged
@@ -30,12 +29,16 @@ def _on_text(level: int, text: bytes, _user_data: Any) -> None:
     logger.log(_level, "%s", line)
 
 
+_callback = llama_cpp.llama_log_callback(_on_text)
+"""Held for as long as the process lives, because the library calls it that long."""
+
+
 def redirect_log(*, verbose: bool) -> None:
     """From now on."""
-    global _level  # noqa: PLW0603  as the library's own log, one for the process
+    global _level  # as the library's own log, one for the process
     _level = logging.INFO if verbose else logging.DEBUG
     _errors.clear()
-    llama_cpp.llama_log_set(_on_text, None)
+    llama_cpp.llama_log_set(_callback, None)
 
 
 def first_error() -> str:

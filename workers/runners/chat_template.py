@@ -1,7 +1,7 @@
 """A model's chat template, and how a client's text goes through it without becoming control tokens.
 
-Rendering is Transformers' own sandboxed Jinja, for every kind of tokenizer. Text that a client wrote is escaped before it
-enters a template: whatever in it looks like a special token is hidden behind a mark and revealed after the split.
+Rendering is Transformers' own sandboxed Jinja, for every kind of tokenizer. Text that a client wrote is escaped before
+it enters a template: whatever in it looks like a special token is hidden behind a mark and revealed after the split.
 """
 
 from __future__ import annotations

@@ -58,9 +58,7 @@ class LlamaCppRunner:
 
     def _carry_out(self, operation: KVOperation) -> None:
         if isinstance(operation, CopyPrefix):
-            llama_cpp.llama_memory_seq_cp(
-                self._memory, operation.source, operation.target, 0, operation.num_tokens
-            )
+            llama_cpp.llama_memory_seq_cp(self._memory, operation.source, operation.target, 0, operation.num_tokens)
         else:
             llama_cpp.llama_memory_seq_rm(self._memory, operation.slot, operation.num_tokens, -1)
 

@@ -1,8 +1,8 @@
 """A GGUF file's own tokenizer behind the engine's `Tokenizer` seam, so text is split exactly as llama.cpp splits it.
 
-Works for every vocabulary that llama.cpp knows, where a rebuilt one would know some. Special tokens in text that a client
-wrote are text: only the model's template and a client's raw prompt may hold control tokens. Reads only, so several threads
-may call it at once.
+Works for every vocabulary that llama.cpp knows, where a rebuilt one would know some. Special tokens in text that a
+client wrote are text: only the model's template and a client's raw prompt may hold control tokens. Reads only, so
+several threads may call it at once.
 """
 
 from __future__ import annotations
@@ -64,11 +64,18 @@ class LlamaCppTokenizer:
         room = len(data) + 2  # a token takes a byte at least, but for a space that some vocabularies put in front
         buffer = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(
-            self._model.vocab, data, len(data), buffer, room, False, parse_special  # noqa: FBT003  positional-only
+            self._model.vocab,
+            data,
+            len(data),
+            buffer,
+            room,
+            False,
+            parse_special,
         )
         if count < 0:
             raise RuntimeError(f"llama.cpp made {-count} tokens of {len(data)} bytes")
-        return buffer[:count]
+        token_ids: list[int] = buffer[:count]
+        return token_ids
 
     def _with_opening(self, token_ids: list[int]) -> list[int]:
         """A prompt begins as the model was trained, unless its author or the template already wrote that."""
@@ -94,8 +101,8 @@ def _text_of(model: LlamaModel, token_id: int) -> str:
 def _piece_of(model: LlamaModel, token_id: int) -> bytes:
     """The bytes that a token adds to a text; none for a special one."""
     buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-    size = llama_cpp.llama_token_to_piece(model.vocab, token_id, buffer, len(buffer), 0, False)  # noqa: FBT003
+    size = llama_cpp.llama_token_to_piece(model.vocab, token_id, buffer, len(buffer), 0, False)
     if size < 0:
         buffer = ctypes.create_string_buffer(-size)
-        size = llama_cpp.llama_token_to_piece(model.vocab, token_id, buffer, len(buffer), 0, False)  # noqa: FBT003
+        size = llama_cpp.llama_token_to_piece(model.vocab, token_id, buffer, len(buffer), 0, False)
     return buffer.raw[:size]

@@ -28,7 +28,14 @@ def refused_keys(
     return [line.partition(": ")[0] for line in unsupported_keys(entry)]
 
 
-@pytest.mark.parametrize("file", ["aviary--echo.yaml", "HuggingFaceTB--SmolLM2-135M-Instruct.yaml"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "aviary--echo.yaml",
+        "HuggingFaceTB--SmolLM2-135M-Instruct.yaml",
+        "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF.yaml",
+    ],
+)
 def test_the_models_that_run_out_of_the_box_ask_for_nothing_unsupported(file: str) -> None:
     assert unsupported_keys(load_entry(ZOO / file)) == []
 
@@ -56,6 +63,7 @@ def test_everything_the_full_example_asks_for_too_early_is_named() -> None:
         {"type": "SingleDevice", "dtype": "float32"},
         {"type": "SingleDevice", "from_pretrained_kwargs": {"trust_remote_code": True}},
         {"type": "SingleDevice", "use_bettertransformer": True},
+        {"type": "LlamaCpp", "model_filename": "x.gguf", "model_init_kwargs": {"n_ctx": 512}},
         {"type": "Echo", "step_time_s": 0.1},
     ],
 )
@@ -63,9 +71,7 @@ def test_executed_initializers_pass_with_all_they_execute(initializer: dict[str,
     assert refused_keys(initialization={"initializer": initializer}) == []
 
 
-@pytest.mark.parametrize(
-    "initializer", [{"type": "DeviceMap"}, {"type": "DeepSpeed"}, {"type": "LlamaCpp", "model_filename": "x.gguf"}]
-)
+@pytest.mark.parametrize("initializer", [{"type": "DeviceMap"}, {"type": "DeepSpeed"}])
 def test_other_initializers_are_refused(initializer: dict[str, Any]) -> None:
     assert refused_keys(initialization={"initializer": initializer}) == ["model_config.initialization.initializer.type"]
 

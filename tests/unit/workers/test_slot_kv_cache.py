@@ -286,13 +286,15 @@ def test_the_whole_engine_echoes_out_of_the_memory_also_when_cells_are_short_and
 ) -> None:
     engine = Engine(
         MemoryRunner(num_cells),
-        EchoSampler(),  # type: ignore[arg-type]  it samples what this runner returns
+        EchoSampler(),
         ByteTokenizer(),
         kv_cache=SlotKVCache(num_slots, num_cells),
         limits=EngineLimits(max_model_len=64, max_batch_size=3, max_batch_tokens=batch_tokens),
     )
     for number, prompt in enumerate(prompts):
-        request = GenerationRequest(request_id=str(number), prompt=TokenPrompt(tuple(prompt)), sampling=SamplingParams())
+        request = GenerationRequest(
+            request_id=str(number), prompt=TokenPrompt(tuple(prompt)), sampling=SamplingParams()
+        )
         engine.submit(engine.prepare(request))
     outputs: dict[str, SequenceOutput] = {}
     for _ in range(3_000):
