@@ -50,7 +50,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install -e '.[gateway,workers]' -c constraints.txt
 	@touch $@
 
+# llama-cpp-python has no wheels on the package index: this compiles llama.cpp, once, for this machine's CPU. What is not
+# needed is left out: its multimodal library, its HTTPS client, its tools.
 $(VENV)/.dev-installed: $(VENV)/.installed
-	@echo "==> installing the development tools"
-	@$(PIP) install --quiet -e '.[gateway,workers,dev]' -c constraints.txt
+	@echo "==> installing the development tools; llama.cpp is compiled, which takes about ten minutes on two cores"
+	@CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF}" \
+		SKBUILD_BUILD_TARGETS="llama;llama-common" $(PIP) install --quiet -e '.[gateway,workers,llama,dev]' -c constraints.txt
 	@touch $@

@@ -32,7 +32,10 @@ def fetch_gguf_file(model: ModelConfig, cache_dir: Path, progress: Progress) -> 
 
 
 def _filename(model: ModelConfig) -> str:
-    return cast("LlamaCpp", model.initialization.initializer).model_filename
+    name = cast("LlamaCpp", model.initialization.initializer).model_filename
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise SourceError(f"initializer.model_filename {name!r} must be a relative path inside the repository")
+    return name
 
 
 def _from_hub(model: ModelConfig, _cache_dir: Path, progress: Progress) -> Path:
