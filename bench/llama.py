@@ -11,7 +11,6 @@ import statistics
 import time
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 from bench.engine import NEW_TOKENS, PROMPT_TOKENS, run_engine
@@ -20,6 +19,7 @@ from model_registry.schema import RegistryEntry
 from workers.initializers import build_engine, initializer_for
 from workers.initializers.base import LoadedModel
 from workers.initializers.llama_cpp import EXACT_UBATCH
+from workers.runners.llama_library import llama_cpp
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
 
@@ -51,12 +51,13 @@ def _tokens_per_second(
         [generator.randrange(FIRST_PLAIN_TOKEN, vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(NUM_SEQUENCES)
     ]
     num_tokens = NUM_SEQUENCES * NEW_TOKENS
-    runs = [lambda: run_engine(build_engine(entry, loaded), prompts), lambda: plain.run(prompts)]
     if seed % 2:
-        ours, theirs = (num_tokens / run() for run in runs)
+        ours = run_engine(build_engine(entry, loaded), prompts)
+        theirs = plain.run(prompts)
     else:
-        theirs, ours = (num_tokens / run() for run in reversed(runs))
-    return ours, theirs
+        theirs = plain.run(prompts)
+        ours = run_engine(build_engine(entry, loaded), prompts)
+    return num_tokens / ours, num_tokens / theirs
 
 
 class BatchedLlama:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -38,6 +37,7 @@ from workers.initializers import build_engine, initializer_for
 from workers.initializers.base import LoadedModel
 from workers.initializers.llama_log import redirect_log
 from workers.initializers.llama_parameters import HONOURED, REFUSED, parse_parameters
+from workers.runners.llama_library import llama_cpp
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
 

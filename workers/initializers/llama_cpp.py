@@ -18,24 +18,17 @@ import torch
 from model_registry.schema import Generation, LlamaCpp, RegistryEntry
 from workers.engine.runner import Chunk, StepPlan, Truncate
 from workers.engine.slot_kv_cache import SlotKVCache
-from workers.errors import LoadError, UnsupportedModelError
+from workers.errors import LoadError
 from workers.initializers.base import LoadedModel, Progress
+from workers.initializers.llama_log import first_error, redirect_log
 from workers.initializers.llama_parameters import KEY, LlamaParameters, parse_parameters
+from workers.runners.llama_cpp import LlamaCppRunner
+from workers.runners.llama_library import llama_cpp
+from workers.runners.llama_model import LlamaModel
+from workers.runners.llama_tokenizer import LlamaCppTokenizer
+from workers.runners.sampling import TorchSampler
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
-
-try:
-    import llama_cpp
-
-    from workers.initializers.llama_log import first_error, redirect_log
-    from workers.runners.llama_cpp import LlamaCppRunner
-    from workers.runners.llama_model import LlamaModel
-    from workers.runners.llama_tokenizer import LlamaCppTokenizer
-except ImportError as error:
-    raise UnsupportedModelError(
-        f"the initializer LlamaCpp needs llama-cpp-python ({error}); install it with pip install 'aviary[llama]'"
-    ) from error
-from workers.runners.sampling import TorchSampler
 
 ALL_LAYERS: Final = -1
 HOST_KV_SHARE: Final = 0.25

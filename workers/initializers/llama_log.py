@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from typing import Any, Final
 
-import llama_cpp
+from workers.runners.llama_library import llama_cpp
 
 logger = logging.getLogger("llama.cpp")
 

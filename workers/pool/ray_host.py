@@ -39,6 +39,9 @@ from workers.worker import Worker, first_line
 NAME_PREFIX: Final = "aviary"
 RETRY_PAUSE_S: Final = 0.5
 LAUNCH_TIMEOUT_S: Final = 60.0
+LLAMA_SPIN_COUNT: Final = "1000"
+"""How long OpenMP's threads spin before they sleep. llama.cpp's meet hundreds of times per token; by OpenMP's own default
+they stand still where other processes want the same cores. Read when the first library that has OpenMP is loaded."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -196,4 +199,7 @@ def _actor_resources(placement: Placement) -> dict[str, object]:
 def _env_vars(entry: RegistryEntry) -> dict[str, str]:
     """Environment of the process: as many compute threads as the registry gives the worker CPUs."""
     num_threads = max(1, math.ceil(entry.scaling.num_cpus_per_worker))
-    return {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": str(num_threads)}
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": str(num_threads)}
+    if entry.model.initialization.initializer.type == "LlamaCpp":
+        variables["GOMP_SPINCOUNT"] = LLAMA_SPIN_COUNT
+    return variables

@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import torch
 
 from workers.engine.runner import Chunk, CopyPrefix, KVOperation, StepPlan
+from workers.runners.llama_library import llama_cpp
 from workers.runners.llama_model import LlamaModel
 
 _REASONS = {
@@ -98,7 +98,7 @@ class _Batch:
             logits=_pointer(self._wants_logits, ctypes.c_int8),
         )
 
-    def fill(self, chunks: Sequence[Chunk]) -> llama_cpp.llama_batch:
+    def fill(self, chunks: Sequence[Chunk]) -> Any:
         """The chunks one after the other; logits are wanted of the last token of those that want any."""
         end = 0
         for chunk in chunks:

@@ -10,9 +10,8 @@ import ctypes
 import weakref
 from typing import Any
 
-import llama_cpp
-
 from workers.errors import UnsupportedModelError
+from workers.runners.llama_library import llama_cpp
 
 _KEY_BYTES = 128
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import llama_cpp
-
 from model_registry.contract import Prompt, TextPrompt, TokenPrompt
 from workers.engine.tokenizer import checked_token_ids
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
+from workers.runners.llama_library import llama_cpp
 from workers.runners.llama_model import LlamaModel
 
 _CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN

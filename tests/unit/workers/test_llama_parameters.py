@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -91,3 +93,11 @@ def test_a_value_of_another_kind_is_shown_with_what_is_expected(name: str, value
 def test_the_positions_mean_something_else_only_where_a_key_says_so() -> None:
     assert not parse_parameters({"n_ctx": 5}).changes_rope
     assert parse_parameters({"rope_freq_scale": 0.5}).changes_rope
+
+
+def test_without_the_library_the_error_names_the_extra() -> None:
+    """In a process of its own, where the library is as good as not installed."""
+    program = "import sys; sys.modules['llama_cpp'] = None; import workers.runners.llama_library"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert "pip install 'aviary[llama]'" in done.stderr.splitlines()[-1]
+    assert "UnsupportedModelError" in done.stderr.splitlines()[-1]
