@@ -40,8 +40,8 @@ NAME_PREFIX: Final = "aviary"
 RETRY_PAUSE_S: Final = 0.5
 LAUNCH_TIMEOUT_S: Final = 60.0
 LLAMA_SPIN_COUNT: Final = "1000"
-"""How long OpenMP's threads spin before they sleep. llama.cpp's meet hundreds of times per token; by OpenMP's own default
-they stand still where other processes want the same cores. Read when the first library that has OpenMP is loaded."""
+"""How long OpenMP's threads spin before they sleep. llama.cpp's meet hundreds of times per token; by OpenMP's own
+default they stand still where other processes want the same cores."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from workers.errors import UnsupportedModelError
 
-llama_cpp: Any
 try:
-    import llama_cpp
+    import llama_cpp as _library
 except ImportError as error:
     raise UnsupportedModelError(
         f"the initializer LlamaCpp needs llama-cpp-python ({error}); install it with pip install 'aviary[llama]'"
     ) from error
 
-__all__ = ["llama_cpp"]
+llama_cpp: Any = _library
