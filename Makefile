@@ -50,7 +50,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install -e '.[gateway,workers]' -c constraints.txt
 	@touch $@
 
+# llama-cpp-python has no wheels on the package index: this compiles llama.cpp, once, for this machine's CPU. What is not
+# needed is left out: its multimodal library, its HTTPS client, its tools. CMAKE_ARGS of your own (such as
+# -DGGML_CUDA=on) are added.
+LLAMA_CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/.ci/llama_cpp.cmake
+
 $(VENV)/.dev-installed: $(VENV)/.installed
-	@echo "==> installing the development tools"
-	@$(PIP) install --quiet -e '.[gateway,workers,deepspeed,s3,gcs,dev]' -c constraints.txt
+	@echo "==> installing the development tools; llama.cpp is compiled, which takes five to ten minutes on two cores"
+	@CMAKE_ARGS="$(LLAMA_CMAKE_ARGS) $$CMAKE_ARGS" SKBUILD_BUILD_TARGETS=llama \
+		$(PIP) install --quiet -e '.[gateway,workers,deepspeed,llama,s3,gcs,dev]' -c constraints.txt
 	@touch $@

@@ -365,7 +365,9 @@ class LlamaCpp(Section):
 
     type: Literal["LlamaCpp"] = Field(description="Which initializer this is.")
     model_filename: str = Field(description="Which file of the repository is the model.")
-    model_init_kwargs: dict[str, Any] = Field({}, description="Passed to the llama.cpp context.")
+    model_init_kwargs: dict[str, Any] = Field(
+        {}, description="Parameters of llama.cpp, named as in llama-cpp-python's `Llama`; see docs/llama_cpp.md."
+    )
 
 
 class Echo(Section):

@@ -12,7 +12,6 @@ from typing import Final
 
 from model_registry.schema import AutoscalingConfig, DeepSpeed, DeviceMap, RegistryEntry, SingleDevice
 
-EXECUTED_INITIALIZERS: Final = ("SingleDevice", "DeviceMap", "DeepSpeed", "Echo")
 _REPLICA_COUNTS: Final = frozenset(("min_replicas", "initial_replicas", "max_replicas"))
 _AUTOSCALING: Final = "deployment_config.autoscaling_config"
 _INITIALIZATION: Final = "model_config.initialization"
@@ -58,9 +57,6 @@ def _unsupported_autoscaling(autoscaling: AutoscalingConfig) -> Iterator[tuple[s
 def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     initialization = entry.model.initialization
     initializer = initialization.initializer
-    if initializer.type not in EXECUTED_INITIALIZERS:
-        reason = f"{initializer.type} is not executed yet; use {' or '.join(EXECUTED_INITIALIZERS)}"
-        yield f"{_INITIALIZATION}.initializer.type", reason
     if isinstance(initializer, DeepSpeed) and initializer.use_kernel:
         reason = (
             "DeepSpeed's own kernels keep a KV cache for one fixed batch, which cannot grow and shrink between steps; "

@@ -22,14 +22,17 @@ FILES = {
     "model.safetensors": b"weights!" * 400_000,
     "pytorch_model.bin": b"pickle",
     "modeling.py": b"raise SystemExit",
+    "model.Q4_0.gguf": b"GGUF" * 500_000,
 }
 FETCH_PROGRAM = """
 import json, sys
 from workers.errors import SourceError
-from workers.sources.hugging_face import fetch_snapshot
+from workers.sources.hugging_face import fetch_file, fetch_snapshot
 
+wanted = json.loads(sys.argv[2])
+fetch = fetch_file if isinstance(wanted, str) else fetch_snapshot
 try:
-    print(fetch_snapshot(sys.argv[1], json.loads(sys.argv[2]), lambda line: print(line, flush=True)))
+    print(fetch(sys.argv[1], wanted, lambda line: print(line, flush=True)))
 except SourceError as error:
     print(f"refused: {error}")
 """
@@ -72,6 +75,9 @@ class HubHandler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(tree).encode(), {})
         elif "/resolve/" in path:
             name = path.rsplit("/", 1)[1]
+            if name not in names:
+                self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+                return
             self._answer(200, FILES[name], {"ETag": f'"{oid(name)}"', "X-Repo-Commit": COMMIT})
         elif path.endswith("/revision/nowhere"):
             self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
@@ -117,7 +123,9 @@ def hub() -> Iterator[FakeHub]:
     server.server_close()
 
 
-def fetch(hub: FakeHub, home: Path, repository: str, arguments: dict[str, Any] | None = None, **more: str) -> list[str]:
+def fetch(
+    hub: FakeHub, home: Path, repository: str, arguments: dict[str, Any] | str | None = None, **more: str
+) -> list[str]:
     """Lines that a fetch in a process of its own printed: progress, then the folder or the refusal."""
     return run(hub, home, [FETCH_PROGRAM, repository, json.dumps(arguments or {})], more)
 
@@ -188,6 +196,15 @@ def test_a_cached_snapshot_is_used_without_asking_where_only_local_files_are_wan
     assert hub.requests == []
 
 
+def test_one_file_is_fetched_without_the_others_and_found_again_offline(hub: FakeHub, tmp_path: Path) -> None:
+    *progress, path = fetch(hub, tmp_path, "org/model", "model.Q4_0.gguf")
+    assert Path(path).read_bytes() == FILES["model.Q4_0.gguf"]
+    assert [entry.name for entry in Path(path).parent.iterdir()] == ["model.Q4_0.gguf"]
+    assert progress[0] == "fetching weights: model.Q4_0.gguf of org/model from the Hugging Face Hub"
+    assert progress[-1] == "fetching weights: 2 of 2 MB"
+    assert fetch(hub, tmp_path, "org/model", "model.Q4_0.gguf", HF_HUB_OFFLINE="1")[-1] == path
+
+
 @pytest.mark.parametrize(
     ("repository", "arguments", "refusal"),
     [
@@ -196,11 +213,13 @@ def test_a_cached_snapshot_is_used_without_asking_where_only_local_files_are_wan
         ("org/model", {"revision": "nowhere"}, "org/model has no revision 'nowhere'"),
         ("org/model", {"local_files_only": True}, "org/model is not completely in the cache"),
         ("org/pickled", {}, "org/pickled has no safetensors weights, and pickled weights are refused"),
+        ("org/model", "other.gguf", "org/model has no file other.gguf; correct initializer.model_filename"),
+        ("org/none", "x.gguf", "the Hugging Face Hub has no org/none, or it is private"),
         ("./models/mine", {}, "'./models/mine' is neither a Hugging Face id nor an absolute folder"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(
-    hub: FakeHub, tmp_path: Path, repository: str, arguments: dict[str, Any], refusal: str
+    hub: FakeHub, tmp_path: Path, repository: str, arguments: dict[str, Any] | str, refusal: str
 ) -> None:
     lines = fetch(hub, tmp_path, repository, arguments)
     assert lines[-1].startswith(f"refused: {refusal}")

@@ -28,6 +28,7 @@ from workers.engine.engine import Engine
 from workers.errors import LoadError, UnsupportedModelError
 from workers.initializers import build_engine, initializer_for
 from workers.initializers.base import LoadedModel
+from workers.runners.transformers import BLOCK_SIZE
 
 PROMPTS = [
     "What is the capital of France?",
@@ -238,7 +239,7 @@ def test_context_and_cache_are_what_the_registry_says(
     tiny_llama: Path, generation: dict[str, int], context: int, num_blocks: int
 ) -> None:
     loaded, _ = load(tiny_llama, **{"kv_cache_tokens": None, **generation})
-    assert (loaded.max_model_len, loaded.num_kv_blocks) == (context, num_blocks)
+    assert (loaded.max_model_len, loaded.new_kv_cache().capacity) == (context, num_blocks * BLOCK_SIZE)
 
 
 @pytest.mark.parametrize(

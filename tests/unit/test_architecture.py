@@ -18,7 +18,18 @@ LEAF_LIBRARIES = frozenset(("pydantic", "pydantic_core", "yaml", "msgspec"))
 
 TORCH_FREE_ENGINE = tuple(
     f"workers.engine.{name}"
-    for name in ("engine", "scheduler", "sequence", "stops", "detokenizer", "kv_cache", "loop", "echo")
+    for name in (
+        "engine",
+        "scheduler",
+        "sequence",
+        "stops",
+        "detokenizer",
+        "kv_cache",
+        "paged_kv_cache",
+        "slot_kv_cache",
+        "loop",
+        "echo",
+    )
 )
 """The engine's logic: testable in milliseconds, and the same for every runner."""
 

@@ -8,6 +8,7 @@ fault stays its own: a step that fails is run again sequence by sequence, and on
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 
 from model_registry.contract import (
@@ -21,7 +22,7 @@ from model_registry.contract import (
     WorkerStatus,
 )
 from workers.engine.kv_cache import KVCache
-from workers.engine.runner import ModelRunner, StepPlan
+from workers.engine.runner import KVOperation, ModelRunner, StepPlan
 from workers.engine.sampler import Sampler
 from workers.engine.scheduler import Scheduled, Scheduler
 from workers.engine.sequence import Sequence
@@ -42,31 +43,25 @@ class EngineLimits:
     """Prompt and generated tokens of one sequence at most."""
     max_batch_size: int
     max_batch_tokens: int
-    num_kv_blocks: int
-    kv_block_size: int
     max_input_tokens: int | None = None
     """Prompt tokens of one sequence at most; None: as many as fit."""
-
-    def __post_init__(self) -> None:
-        if self.max_model_len > self.num_kv_blocks * self.kv_block_size:
-            raise ValueError(
-                f"max_model_len {self.max_model_len} exceeds the KV cache of "
-                f"{self.num_kv_blocks * self.kv_block_size} tokens"
-            )
 
 
 class Engine:
     """Continuous batching over one model."""
 
-    def __init__(self, runner: ModelRunner, sampler: Sampler, tokenizer: Tokenizer, *, limits: EngineLimits) -> None:
+    def __init__(
+        self, runner: ModelRunner, sampler: Sampler, tokenizer: Tokenizer, *, kv_cache: KVCache, limits: EngineLimits
+    ) -> None:
+        """`kv_cache` keeps the books of the runner's KV memory and is this engine's alone."""
+        if limits.max_model_len > kv_cache.capacity:
+            raise ValueError(f"max_model_len {limits.max_model_len} exceeds the KV cache of {kv_cache.capacity} tokens")
         self._runner = runner
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._limits = limits
         self._scheduler = Scheduler(
-            KVCache(limits.num_kv_blocks, limits.kv_block_size),
-            max_batch_size=limits.max_batch_size,
-            max_batch_tokens=limits.max_batch_tokens,
+            kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens
         )
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
@@ -117,7 +112,7 @@ class Engine:
         scheduled = self._scheduler.schedule()
         if not scheduled:
             return []
-        tokens = self._run(scheduled)
+        tokens = self._run(scheduled, self._scheduler.take_kv_operations())
         self._num_steps += 1
         self._step_batch_size = len(scheduled)
         outputs = [self._emit(part, token) for part, token in zip(scheduled, tokens, strict=True)]
@@ -136,13 +131,15 @@ class Engine:
             generated_tokens_total=self._generated_tokens_total,
         )
 
-    def _run(self, scheduled: list[Scheduled]) -> list[int | Exception | None]:
+    def _run(
+        self, scheduled: list[Scheduled], kv_operations: Sequences[KVOperation] = ()
+    ) -> list[int | Exception | None]:
         """One token per part that completes, None for the others, an exception for a part that failed by itself.
 
         Raises `DeviceLostError`, which ends the engine: nothing on a lost device can be blamed on one request.
         """
         try:
-            rows = self._runner.run(StepPlan([part.chunk() for part in scheduled]))
+            rows = self._runner.run(StepPlan([part.chunk() for part in scheduled], kv_operations))
             completed = [part.sequence for part in scheduled if part.completes]
             sampled = iter(self._sampler.sample(rows, completed) if completed else [])
             return [next(sampled) if part.completes else None for part in scheduled]

@@ -22,7 +22,7 @@ class Chunk:
     start: int
     """Position of the first of them in the sequence; everything before it is in the KV cache."""
     block_ids: Sequence[int]
-    """KV blocks of the sequence in order, enough to hold all tokens up to the end of this chunk."""
+    """KV blocks of the sequence in order, enough to hold all tokens up to the end of this chunk; or its one slot."""
     wants_logits: bool
     """False for a prefill chunk that is not the prompt's last."""
 
@@ -32,13 +32,39 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyPrefix:
+    """The first `num_tokens` of slot `source` become the content of slot `target`, which is empty."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """A slot keeps its first `num_tokens` and forgets the rest."""
+
+    slot: int
+    num_tokens: int
+
+
+KVOperation = CopyPrefix | Truncate
+"""What a `SlotKVCache` asks of the memory it keeps the books of."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """All chunks of one engine step."""
+    """One engine step: first the operations in order, then all chunks together."""
 
     chunks: Sequence[Chunk]
+    kv_operations: Sequence[KVOperation] = ()
 
 
 class ModelRunner(Protocol):
-    """Runs a model over its own KV cache. Running the same chunk again is harmless: it writes the same KV."""
+    """Runs a model over its own KV cache.
+
+    Running the same chunk again is harmless: it writes the same KV. Operations are carried out exactly once and before
+    anything that can fail, so a step that is run again comes without them.
+    """
 
     def run(self, plan: StepPlan) -> LogitsRows: ...

@@ -1,8 +1,8 @@
 """Which sequences run in the next step, and how many tokens of each.
 
 Iteration-level scheduling: running sequences decode one token each, then prompts are prefilled in chunks with what is
-left of the step's token budget, first come first served. When KV blocks run out, the newest sequence gives its own back
-and is computed again later (its tokens are kept). Knows sequences and blocks; no torch, no text.
+left of the step's token budget, first come first served. When KV memory runs out, the newest sequence gives its own
+back and is computed again later (its tokens are kept). Knows sequences and KV bookkeeping; no torch, no text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from workers.engine.kv_cache import KVCache
-from workers.engine.runner import Chunk
+from workers.engine.runner import Chunk, KVOperation
 from workers.engine.sequence import Sequence
 
 
@@ -61,6 +61,10 @@ class Scheduler:
     def kv_cache_usage(self) -> float:
         return self._kv_cache.usage
 
+    def take_kv_operations(self) -> list[KVOperation]:
+        """What the runner must do to its memory before the step just scheduled; each is handed out once."""
+        return self._kv_cache.take_operations()
+
     def add(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
 
@@ -81,7 +85,7 @@ class Scheduler:
         if not step and self._waiting:
             raise RuntimeError(
                 f"a sequence of {len(self._waiting[0].token_ids)} tokens does not fit into the KV cache of "
-                f"{self._kv_cache.num_blocks} blocks of {self._kv_cache.block_size} tokens"
+                f"{self._kv_cache.capacity} tokens"
             )
         return step
 
@@ -113,7 +117,7 @@ class Scheduler:
         while self._waiting and budget > 0 and len(self._running) < self._max_batch_size:
             sequence = self._waiting[0]
             cached = self._kv_cache.attach_prefix(sequence.table, sequence.token_ids)
-            # Each running sequence may need a block at its next token; without a spare it would preempt the newcomer.
+            # Running sequences grow; without room for that the next token of one would preempt the newcomer.
             if not self._kv_cache.reserve(sequence.table, len(sequence.token_ids), num_spare=len(self._running)):
                 self._kv_cache.release(sequence.table)
                 return

@@ -1,6 +1,6 @@
 """One sequence being generated: its tokens, how far its KV is computed, and its clock.
 
-The scheduler moves it between queues and owns its KV blocks; the engine appends tokens. No torch, no text.
+The scheduler moves it between queues and owns its KV; the engine appends tokens. No torch, no text.
 """
 
 from __future__ import annotations

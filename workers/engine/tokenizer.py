@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from model_registry.contract import Prompt
+from model_registry.contract import FaultKind, Prompt, RequestFaultError
 
 
 class Tokenizer(Protocol):
@@ -24,3 +24,15 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out; an incomplete UTF-8 sequence shows as U+FFFD."""
+
+
+def checked_token_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
+    """A client's token ids. Raises `RequestFaultError` when the vocabulary has no such token."""
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise RequestFaultError(
+                FaultKind.INVALID_REQUEST,
+                f"Token id {token_id} is outside the model's vocabulary of {vocab_size} tokens.",
+                "prompt",
+            )
+    return list(token_ids)

@@ -15,6 +15,7 @@ __all__ = ["build_engine", "initializer_for"]
 INITIALIZERS = {
     "SingleDevice": "workers.initializers.single_device:SingleDeviceInitializer",
     "DeviceMap": "workers.initializers.device_map:DeviceMapInitializer",
+    "LlamaCpp": "workers.initializers.llama_cpp:LlamaCppInitializer",
     "Echo": "workers.initializers.echo:EchoInitializer",
 }
 """Type → module:class; a module is imported only where its type is used, so a worker needs only that one's packages."""

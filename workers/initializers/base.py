@@ -5,11 +5,13 @@ An initializer gets the weights, loads them and returns a `LoadedModel`; the wor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from model_registry.schema import RegistryEntry
 from workers.engine.engine import Engine, EngineLimits
+from workers.engine.kv_cache import KVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
 from workers.engine.tokenizer import Tokenizer
@@ -27,9 +29,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     max_model_len: int
     """Context length in tokens: the smaller of what the model can and the registry allows."""
-    num_kv_blocks: int
-    kv_block_size: int
-    """Tokens per KV block."""
+    new_kv_cache: Callable[[], KVCache]
+    """Makes the books of the runner's KV memory, with nothing in them; for one engine at a time."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
 
@@ -47,8 +48,6 @@ def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
         max_model_len=loaded.max_model_len,
         max_batch_size=generation.max_batch_size,
         max_batch_tokens=generation.max_batch_tokens,
-        num_kv_blocks=loaded.num_kv_blocks,
-        kv_block_size=loaded.kv_block_size,
         max_input_tokens=generation.max_input_tokens,
     )
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, limits=limits)
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, kv_cache=loaded.new_kv_cache(), limits=limits)

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from model_registry.schema import DeepSpeed, DeviceMap, Generation, RegistryEntry, SingleDevice, TorchCompile
+from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import DeviceLostError, LoadError, UnsupportedModelError, first_line
 from workers.initializers.base import LoadedModel, Progress
 from workers.runners.attention import LayerShape
@@ -146,8 +148,7 @@ def build_loaded_model(
         sampler=TorchSampler(),
         tokenizer=tokenizer,
         max_model_len=max_model_len,
-        num_kv_blocks=num_kv_blocks,
-        kv_block_size=BLOCK_SIZE,
+        new_kv_cache=partial(PagedKVCache, num_kv_blocks, BLOCK_SIZE),
         note=note,
     )
 

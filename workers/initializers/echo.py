@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from model_registry.schema import Echo, RegistryEntry
 from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
+from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import LoadError
 from workers.initializers.base import LoadedModel, Progress
 
@@ -38,6 +40,5 @@ class EchoInitializer:
             sampler=EchoSampler(),
             tokenizer=ByteTokenizer(),
             max_model_len=max_model_len,
-            num_kv_blocks=num_kv_blocks,
-            kv_block_size=BLOCK_SIZE,
+            new_kv_cache=partial(PagedKVCache, num_kv_blocks, BLOCK_SIZE),
         )

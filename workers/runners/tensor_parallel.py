@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
-from workers.engine.runner import LogitsRows, ModelRunner, StepPlan
+from workers.engine.runner import Chunk, LogitsRows, ModelRunner, StepPlan
 from workers.errors import DeviceLostError
 from workers.group import FollowerGroup, LeaderGroup
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(StepPlan)
+_decoder = msgspec.msgpack.Decoder(tuple[Chunk, ...])
+"""Blocks need no `kv_operations`: what a paged cache does is all in the chunks."""
 
 
 class TensorParallelRunner:
@@ -24,14 +25,14 @@ class TensorParallelRunner:
         self._group = group
 
     def run(self, plan: StepPlan) -> LogitsRows:
-        self._group.broadcast(_encoder.encode(plan))
+        self._group.broadcast(_encoder.encode(plan.chunks))
         return _run_together(self._runner, plan)
 
 
 def follow(runner: ModelRunner, group: FollowerGroup) -> None:
     """Run what rank 0 runs. Never returns; raises `DeviceLostError` when the group has ended."""
     while True:
-        _run_together(runner, _decoder.decode(group.receive()))
+        _run_together(runner, StepPlan(_decoder.decode(group.receive())))
 
 
 def _run_together(runner: ModelRunner, plan: StepPlan) -> LogitsRows:

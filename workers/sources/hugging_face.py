@@ -46,6 +46,22 @@ def fetch_snapshot(repository: str, arguments: Mapping[str, Any], progress: Prog
     return Path(folder)
 
 
+def fetch_file(repository: str, filename: str, progress: Progress) -> Path:
+    """One file of the repository, and no other."""
+    from huggingface_hub import errors, hf_hub_download
+
+    progress(f"fetching weights: {filename} of {repository} from the Hugging Face Hub")
+    try:
+        path = hf_hub_download(repository, filename, tqdm_class=_progress_bar(progress))
+    except errors.LocalEntryNotFoundError as error:
+        raise SourceError(_explain(repository, None, error)) from None
+    except errors.EntryNotFoundError:
+        raise SourceError(f"{repository} has no file {filename}; correct initializer.model_filename") from None
+    except Exception as error:  # noqa: BLE001  an edge: the client raises its own, two HTTP libraries' and OS errors
+        raise SourceError(_explain(repository, None, error)) from None
+    return Path(path)
+
+
 def _explain(repository: str, revision: str | None, error: Exception) -> str:
     """One line for people: what happened and what to do."""
     from huggingface_hub import errors

@@ -20,6 +20,7 @@ from model_registry.contract import (
 )
 from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
 from workers.engine.engine import Engine, EngineLimits
+from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sequence import Sequence
 from workers.errors import DeviceLostError
@@ -41,11 +42,15 @@ def make_engine(
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         max_batch_tokens=max_batch_tokens,
-        num_kv_blocks=num_kv_blocks,
-        kv_block_size=BLOCK_SIZE,
         max_input_tokens=max_input_tokens,
     )
-    return Engine(runner or EchoRunner(num_kv_blocks), sampler or EchoSampler(), ByteTokenizer(), limits=limits)
+    return Engine(
+        runner or EchoRunner(num_kv_blocks),
+        sampler or EchoSampler(),
+        ByteTokenizer(),
+        kv_cache=PagedKVCache(num_kv_blocks, BLOCK_SIZE),
+        limits=limits,
+    )
 
 
 def request(request_id: str, text: str, **sampling: object) -> GenerationRequest:

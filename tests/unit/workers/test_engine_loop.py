@@ -20,6 +20,7 @@ from model_registry.contract import (
 from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
 from workers.engine.engine import Engine, EngineLimits
 from workers.engine.loop import EngineLoop
+from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sequence import Sequence
 
@@ -27,10 +28,14 @@ WAIT_S = 10
 
 
 def make_engine(runner: EchoRunner | None = None) -> Engine:
-    limits = EngineLimits(
-        max_model_len=256, max_batch_size=4, max_batch_tokens=64, num_kv_blocks=64, kv_block_size=BLOCK_SIZE
+    limits = EngineLimits(max_model_len=256, max_batch_size=4, max_batch_tokens=64)
+    return Engine(
+        runner or EchoRunner(64, step_time_s=0.001),
+        EchoSampler(),
+        ByteTokenizer(),
+        kv_cache=PagedKVCache(64, BLOCK_SIZE),
+        limits=limits,
     )
-    return Engine(runner or EchoRunner(64, step_time_s=0.001), EchoSampler(), ByteTokenizer(), limits=limits)
 
 
 class Reader:

@@ -27,6 +27,4 @@ def test_the_engine_is_sized_by_the_registry() -> None:
         max_batch_tokens=48,
         max_model_len=100,
         max_input_tokens=80,
-        num_kv_blocks=10,
-        kv_block_size=16,
     )

@@ -18,7 +18,7 @@ def load(**generation: int) -> LoadedModel:
 
 def test_the_context_is_never_longer_than_the_kv_cache() -> None:
     loaded = load(kv_cache_tokens=64)
-    assert loaded.num_kv_blocks * loaded.kv_block_size == loaded.max_model_len == 64
+    assert loaded.new_kv_cache().capacity == loaded.max_model_len == 64
 
 
 def test_the_context_is_the_one_the_registry_asks_for() -> None:

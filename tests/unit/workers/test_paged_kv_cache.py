@@ -6,12 +6,13 @@ import random
 
 import pytest
 
-from workers.engine.kv_cache import BlockTable, KVCache
+from workers.engine.kv_cache import BlockTable
+from workers.engine.paged_kv_cache import PagedKVCache
 
 BLOCK_SIZE = 4
 
 
-def fill(cache: KVCache, token_ids: list[int]) -> BlockTable:
+def fill(cache: PagedKVCache, token_ids: list[int]) -> BlockTable:
     table = BlockTable()
     cache.attach_prefix(table, token_ids)
     assert cache.reserve(table, len(token_ids))
@@ -20,7 +21,7 @@ def fill(cache: KVCache, token_ids: list[int]) -> BlockTable:
 
 
 def test_a_prefix_computed_before_is_found_again_in_whole_blocks() -> None:
-    cache = KVCache(8, BLOCK_SIZE)
+    cache = PagedKVCache(8, BLOCK_SIZE)
     first = fill(cache, list(range(10)))
     blocks = first.block_ids.copy()
     cache.release(first)
@@ -30,20 +31,20 @@ def test_a_prefix_computed_before_is_found_again_in_whole_blocks() -> None:
 
 
 def test_one_token_is_always_left_to_compute() -> None:
-    cache = KVCache(8, BLOCK_SIZE)
+    cache = PagedKVCache(8, BLOCK_SIZE)
     cache.release(fill(cache, list(range(8))))
     assert cache.attach_prefix(BlockTable(), list(range(8))) == 4
 
 
 def test_the_same_block_after_another_prefix_is_another_block() -> None:
-    cache = KVCache(8, BLOCK_SIZE)
+    cache = PagedKVCache(8, BLOCK_SIZE)
     cache.release(fill(cache, [1, 1, 1, 1, 2, 2, 2, 2, 0]))
     assert cache.attach_prefix(BlockTable(), [2, 2, 2, 2, 0]) == 0
     assert cache.attach_prefix(BlockTable(), [3, 3, 3, 3, 2, 2, 2, 2, 0]) == 0
 
 
 def test_running_sequences_share_a_prefix_and_both_must_release_it() -> None:
-    cache = KVCache(4, BLOCK_SIZE)
+    cache = PagedKVCache(4, BLOCK_SIZE)
     first = fill(cache, [1, 2, 3, 4, 5])
     second = fill(cache, [1, 2, 3, 4, 6])
     assert first.block_ids[0] == second.block_ids[0]
@@ -54,21 +55,21 @@ def test_running_sequences_share_a_prefix_and_both_must_release_it() -> None:
 
 
 def test_a_block_taken_for_new_tokens_is_no_prefix_any_more() -> None:
-    cache = KVCache(2, BLOCK_SIZE)
+    cache = PagedKVCache(2, BLOCK_SIZE)
     cache.release(fill(cache, [1, 2, 3, 4, 5]))
     cache.release(fill(cache, [6, 7, 8, 9, 10]))
     assert cache.attach_prefix(BlockTable(), [1, 2, 3, 4, 5]) == 0
 
 
 def test_the_end_of_a_freed_sequence_is_taken_before_its_beginning() -> None:
-    cache = KVCache(3, BLOCK_SIZE)
+    cache = PagedKVCache(3, BLOCK_SIZE)
     cache.release(fill(cache, list(range(12))))
     assert cache.reserve(BlockTable(), BLOCK_SIZE)
     assert cache.attach_prefix(BlockTable(), list(range(12))) == 8
 
 
 def test_a_reservation_that_does_not_fit_changes_nothing() -> None:
-    cache = KVCache(2, BLOCK_SIZE)
+    cache = PagedKVCache(2, BLOCK_SIZE)
     table = BlockTable()
     assert not cache.reserve(table, 3 * BLOCK_SIZE)
     assert not table.block_ids
@@ -79,13 +80,13 @@ def test_a_reservation_that_does_not_fit_changes_nothing() -> None:
 
 def test_a_cache_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="needs blocks"):
-        KVCache(0, BLOCK_SIZE)
+        PagedKVCache(0, BLOCK_SIZE)
 
 
 def test_random_use_never_gives_one_block_two_contents() -> None:
     """A model of what each block physically holds, checked whenever a prefix is reused."""
     generator = random.Random(0)
-    cache = KVCache(12, BLOCK_SIZE)
+    cache = PagedKVCache(12, BLOCK_SIZE)
     content: dict[int, tuple[int, ...]] = {}
     live: list[BlockTable] = []
     for _ in range(3_000):
