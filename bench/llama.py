@@ -19,7 +19,7 @@ from model_registry.schema import RegistryEntry
 from workers.initializers import build_engine, initializer_for
 from workers.initializers.base import LoadedModel
 from workers.initializers.llama_cpp import EXACT_UBATCH
-from workers.runners.llama_library import llama_cpp
+from workers.runners.llama_library import has_amx, llama_cpp
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
 
@@ -67,6 +67,7 @@ class BatchedLlama:
         path = fetch_gguf_file(entry.model, default_cache_dir(), lambda line: None)
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = not has_amx()
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         context = llama_cpp.llama_context_default_params()

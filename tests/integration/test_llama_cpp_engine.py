@@ -37,7 +37,7 @@ from workers.initializers import build_engine, initializer_for
 from workers.initializers.base import LoadedModel
 from workers.initializers.llama_log import redirect_log
 from workers.initializers.llama_parameters import HONOURED, REFUSED, parse_parameters
-from workers.runners.llama_library import llama_cpp
+from workers.runners.llama_library import has_amx, llama_cpp
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
 
@@ -120,6 +120,7 @@ class PlainLlama:
         redirect_log(verbose=False)
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = not has_amx()
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         self._vocab: Any = llama_cpp.llama_model_get_vocab(self._model)
         context = llama_cpp.llama_context_default_params()

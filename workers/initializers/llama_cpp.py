@@ -23,7 +23,7 @@ from workers.initializers.base import LoadedModel, Progress
 from workers.initializers.llama_log import first_error, redirect_log
 from workers.initializers.llama_parameters import KEY, LlamaParameters, parse_parameters
 from workers.runners.llama_cpp import LlamaCppRunner
-from workers.runners.llama_library import llama_cpp
+from workers.runners.llama_library import has_amx, llama_cpp
 from workers.runners.llama_model import LlamaModel
 from workers.runners.llama_tokenizer import LlamaCppTokenizer
 from workers.runners.sampling import TorchSampler
@@ -107,6 +107,7 @@ def _load_model(path: Path, parameters: LlamaParameters, progress: Progress) -> 
     native = llama_cpp.llama_model_default_params()
     _set_fields(native, parameters.model)
     native.load_mode = parameters.load_mode
+    native.use_extra_bufts = not has_amx()
     shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*parameters.tensor_split)
     if parameters.tensor_split:
         native.tensor_split = shares

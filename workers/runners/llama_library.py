@@ -17,3 +17,11 @@ except ImportError as error:
     ) from error
 
 llama_cpp: Any = _library
+
+
+def has_amx() -> bool:
+    """Whether llama.cpp was built with AMX kernels, which crash when some versions of gcc have compiled them.
+
+    They are reached through its extra buffer types only. `make install` leaves them out; other builds may have them.
+    """
+    return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
