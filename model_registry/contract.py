@@ -250,6 +250,23 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
         return self.entry.model_id
 
 
+LoadSeries = tuple[tuple[float, float], ...]
+"""(unix time, value) of each moment that was looked at, oldest first; a value holds until the next."""
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one gateway had to do for one model, over the look-back period of its autoscaling."""
+
+    gateway_id: str
+    model_id: str
+    at: float
+    """The gateway's `time.time()` when it was made: of two reports of one gateway, the later counts."""
+    queued: LoadSeries = ()
+    """Requests that wait in the gateway."""
+    running: dict[str, LoadSeries] = {}
+    """By replica id: requests sent to it that have not ended."""
+
+
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a gateway knows about the pool; `version` grows with every change."""
 

@@ -104,8 +104,18 @@ class AutoscalingConfig(Section):
     metrics_interval_s: float = Field(10.0, gt=0, description="Seconds between two reports of the load.")
     look_back_period_s: float = Field(30.0, gt=0, description="Seconds over which the load is averaged.")
     smoothing_factor: float = Field(1.0, gt=0, description="Share of the wished change made at once, both ways.")
-    upscaling_factor: float | None = Field(None, gt=0, description="Overrides `smoothing_factor` on the way up.")
-    downscaling_factor: float | None = Field(None, gt=0, description="Overrides `smoothing_factor` on the way down.")
+    upscaling_factor: float | None = Field(
+        None,
+        gt=0,
+        validation_alias=AliasChoices("upscaling_factor", "upscale_smoothing_factor"),
+        description="Overrides `smoothing_factor` on the way up.",
+    )
+    downscaling_factor: float | None = Field(
+        None,
+        gt=0,
+        validation_alias=AliasChoices("downscaling_factor", "downscale_smoothing_factor"),
+        description="Overrides `smoothing_factor` on the way down.",
+    )
     upscale_delay_s: float = Field(30.0, ge=0, description="Seconds a wish for more must last.")
     downscale_delay_s: float = Field(600.0, ge=0, description="Seconds a wish for fewer must last.")
     downscale_to_zero_delay_s: float | None = Field(

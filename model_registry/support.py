@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from model_registry.schema import AutoscalingConfig, DeepSpeed, DeviceMap, RegistryEntry, SingleDevice
+from model_registry.schema import DeepSpeed, DeviceMap, RegistryEntry, SingleDevice
 
-_REPLICA_COUNTS: Final = frozenset(("min_replicas", "initial_replicas", "max_replicas"))
-_AUTOSCALING: Final = "deployment_config.autoscaling_config"
 _INITIALIZATION: Final = "model_config.initialization"
 _REFUSED_LOADER_ARGUMENTS: Final[Mapping[str, str]] = {
     "attn_implementation": "paged attention is always used; remove it",
@@ -33,25 +31,8 @@ def unsupported_keys(entry: RegistryEntry) -> list[str]:
 
 
 def _unsupported(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
-    yield from _unsupported_autoscaling(entry.deployment.autoscaling_config)
     yield from _unsupported_initialization(entry)
     yield from _unsupported_source(entry)
-
-
-def _unsupported_autoscaling(autoscaling: AutoscalingConfig) -> Iterator[tuple[str, str]]:
-    """The number of replicas is fixed; whatever would make it follow the load is refused."""
-    if autoscaling.min_replicas != autoscaling.max_replicas:
-        yield (
-            f"{_AUTOSCALING}.max_replicas",
-            f"replicas do not follow the load yet ({autoscaling.min_replicas} to {autoscaling.max_replicas} asked "
-            "for); set min_replicas = max_replicas",
-        )
-    for key in type(autoscaling).model_fields:
-        if key in autoscaling.model_fields_set and key not in _REPLICA_COUNTS:
-            yield (
-                f"{_AUTOSCALING}.{key}",
-                "has no effect on a fixed number of replicas; remove it and set min_replicas = max_replicas",
-            )
 
 
 def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str]]:

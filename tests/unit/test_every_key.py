@@ -19,9 +19,23 @@ from model_registry.schema import RegistryEntry, Section
 
 ROOT: Final = Path(__file__).parents[2]
 
-_AUTOSCALING = (
-    "tests/unit/model_registry/test_support.py::test_a_key_that_only_autoscaling_reads_is_refused_even_at_its_default"
-)
+_SCALED = "tests/unit/workers/test_pool_autoscaling.py"
+_AUTOSCALING_TESTS: Final[Mapping[str, str]] = {
+    "min_replicas": f"{_SCALED}::test_the_number_stays_within_its_bounds",
+    "initial_replicas": "tests/unit/model_registry/test_schema.py"
+    "::test_replicas_to_start_with_are_the_initial_ones_or_the_fewest",
+    "max_replicas": f"{_SCALED}::test_the_number_stays_within_its_bounds",
+    "target_ongoing_requests": f"{_SCALED}::test_another_target_asks_for_another_number",
+    "metrics_interval_s": "tests/unit/gateway/test_load.py"
+    "::test_the_load_is_looked_at_five_times_per_look_back_period_and_at_each_report",
+    "look_back_period_s": "tests/unit/gateway/test_load.py::test_a_longer_look_back_period_reports_more",
+    "smoothing_factor": f"{_SCALED}::test_a_smoothing_factor_goes_a_part_of_the_way_up_and_down",
+    "upscaling_factor": f"{_SCALED}::test_the_factors_of_each_direction_come_before_the_common_one",
+    "downscaling_factor": f"{_SCALED}::test_the_factors_of_each_direction_come_before_the_common_one",
+    "upscale_delay_s": f"{_SCALED}::test_more_are_wanted_for_the_upscale_delay_before_they_come",
+    "downscale_delay_s": f"{_SCALED}::test_fewer_are_wanted_for_the_downscale_delay_before_they_go",
+    "downscale_to_zero_delay_s": f"{_SCALED}::test_the_last_replica_may_have_a_delay_of_its_own",
+}
 _ONE_BUNDLE = (
     "tests/unit/workers/test_pool_placement.py::test_one_worker_is_one_bundle_with_everything_the_file_asks_for"
 )
@@ -79,21 +93,6 @@ PROVEN_BY: Final[Mapping[str, str]] = {
     "::test_the_chat_variant_is_the_instruct_variant_with_four_values_changed",
     "enabled": "tests/unit/model_registry/test_loader.py::TestGoodFolders"
     "::test_a_disabled_entry_is_validated_but_left_out",
-    "deployment_config.autoscaling_config.min_replicas": "tests/unit/workers/test_pool_replica.py"
-    "::test_a_dead_replica_is_replaced_at_once_by_a_new_one",
-    "deployment_config.autoscaling_config.initial_replicas": "tests/unit/model_registry/test_schema.py"
-    "::test_replicas_to_start_with_are_the_initial_ones_or_the_fewest",
-    "deployment_config.autoscaling_config.max_replicas": "tests/unit/model_registry/test_support.py"
-    "::test_a_range_of_replicas_is_refused",
-    "deployment_config.autoscaling_config.target_ongoing_requests": _AUTOSCALING,
-    "deployment_config.autoscaling_config.metrics_interval_s": _AUTOSCALING,
-    "deployment_config.autoscaling_config.look_back_period_s": _AUTOSCALING,
-    "deployment_config.autoscaling_config.smoothing_factor": _AUTOSCALING,
-    "deployment_config.autoscaling_config.upscaling_factor": _AUTOSCALING,
-    "deployment_config.autoscaling_config.downscaling_factor": _AUTOSCALING,
-    "deployment_config.autoscaling_config.upscale_delay_s": _AUTOSCALING,
-    "deployment_config.autoscaling_config.downscale_delay_s": _AUTOSCALING,
-    "deployment_config.autoscaling_config.downscale_to_zero_delay_s": _AUTOSCALING,
     "deployment_config.max_ongoing_requests": "tests/unit/gateway/test_dispatch.py"
     "::test_no_worker_gets_more_than_its_limit_and_the_next_goes_when_one_ends",
     "deployment_config.max_queued_requests": "tests/unit/gateway/test_dispatch.py"
@@ -165,6 +164,7 @@ PROVEN_BY: Final[Mapping[str, str]] = {
     "scaling_config.placement_strategy": _MORE_BUNDLES,
     "scaling_config.pg_timeout_s": "tests/unit/workers/test_pool_replica.py"
     "::test_a_replica_without_a_place_is_tried_again_after_pg_timeout_s",
+    **{f"deployment_config.autoscaling_config.{key}": test for key, test in _AUTOSCALING_TESTS.items()},
     **{f"model_config.initialization.s3_mirror_config.{key}": f"{_S3}::{test}" for key, test in _S3_TESTS.items()},
     **{f"model_config.initialization.gcs_mirror_config.{key}": f"{_GCS}::{test}" for key, test in _GCS_TESTS.items()},
     **{

@@ -153,6 +153,8 @@ def test_stopping_sequences_keep_the_types_they_were_written_with() -> None:
     ("section", "old", "today"),
     [
         (AutoscalingConfig, "target_num_ongoing_requests_per_replica", "target_ongoing_requests"),
+        (AutoscalingConfig, "upscale_smoothing_factor", "upscaling_factor"),
+        (AutoscalingConfig, "downscale_smoothing_factor", "downscaling_factor"),
         (DeploymentConfig, "max_concurrent_queries", "max_ongoing_requests"),
     ],
 )
