@@ -12,12 +12,14 @@ from typing import Final
 from aviary.errors import CommandError, UsageError
 from aviary.progress import Progress
 from aviary.ray_cluster import RayCluster
+from aviary.registry_follower import RegistryFollower, lines_about
 from aviary.serve import REMOVAL_GRACE_S, check_supported, load_gateway_settings, pool_options
 from aviary.settings import DeploySettings
 from aviary.status_table import table_of
 from gateway.app import create_app
 from gateway.channel import GrpcChannel
 from gateway.pool_client import RayPoolClient
+from gateway.routes.admin import Reload
 from gateway.server import BindError, bind, serve
 from workers.pool.client import PoolClient
 
@@ -32,10 +34,14 @@ async def deploy(arguments: argparse.Namespace) -> int:
     check_supported(entries)
     async with _joined(settings):
         pool = await PoolClient.find_or_start()
-        await pool.apply(entries, pool_options(settings))
+        follower = RegistryFollower(settings, lambda wanted: pool.apply(wanted, pool_options(settings)))
+        print("\n".join(lines_about(await follower.reload()) or ["nothing has changed"]), flush=True)
         model_ids = [entry.model_id for entry in entries]
+        if arguments.watch:
+            print(f"following {settings.registry}; Ctrl-C leaves the pool as it is", flush=True)
+            await follower.watch()
         if arguments.no_wait:
-            print(f"deployed: {', '.join(model_ids)}; `aviary status` shows how they come up")
+            print("`aviary status` shows how they come up")
             return 0
         return await _wait(pool, model_ids, settings.load_timeout_s + SETTLE_GRACE_S)
 
@@ -47,10 +53,17 @@ async def gateway(arguments: argparse.Namespace) -> int:
     try:
         bind(gateway_settings).close()
         async with _joined(settings) as cluster:
-            app = create_app(gateway_settings, RayPoolClient(cluster.address), GrpcChannel)
+            reload = None if settings.registry is None else await _reload_of(settings)
+            app = create_app(gateway_settings, RayPoolClient(cluster.address), GrpcChannel, reload=reload)
             return await serve(app, gateway_settings, on_started=lambda url: print(f"gateway on {url}", flush=True))
     except BindError as error:
         raise UsageError(str(error)) from None
+
+
+async def _reload_of(settings: DeploySettings) -> Reload:
+    """What `POST /admin/reload` does in a gateway that was told where the registry is."""
+    pool = await PoolClient.find_or_start()
+    return RegistryFollower(settings, lambda wanted: pool.apply(wanted, pool_options(settings))).reload_for_gateway
 
 
 async def status(arguments: argparse.Namespace) -> int:

@@ -89,10 +89,12 @@ class Progress:
     def _judge(self, model: ModelView) -> None:
         """Note how the model's first attempt ended, once it has; a model that serves later after all does serve."""
         reasons = [self._reason((model.model_id, index), replica) for index, replica in enumerate(model.replicas)]
-        if any(replica.state is ReplicaState.READY for replica in model.replicas):
+        serves = any(replica.state is ReplicaState.READY for replica in model.replicas)
+        sleeps = not model.num_wanted and model.may_wait
+        if (serves or sleeps) and not model.num_outdated:
             self._outcomes[model.model_id] = Outcome(model.model_id, "")
-        elif reasons and all(reasons):
-            self._outcomes[model.model_id] = Outcome(model.model_id, reasons[0])
+        elif (failures := [one for one in reasons if one]) and len(failures) == len(reasons) - model.num_outdated:
+            self._outcomes[model.model_id] = Outcome(model.model_id, failures[0])
 
     def _reason(self, key: tuple[str, int], replica: ReplicaView) -> str:
         """Why this replica's first attempt came to nothing; empty while it may still serve."""

@@ -15,9 +15,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from aviary.errors import CommandError, UsageError
 from aviary.progress import Outcome, Progress
 from aviary.ray_cluster import RayCluster
+from aviary.registry_follower import RegistryFollower
 from aviary.settings import DeploySettings
 from gateway.app import create_app
 from gateway.channel import GrpcChannel
@@ -29,7 +32,7 @@ from model_registry.support import unsupported_keys
 from workers.pool.client import PoolClient
 from workers.pool.errors import PoolError
 from workers.pool.placement import placement_for
-from workers.pool.state import PoolOptions
+from workers.pool.state import Applied, PoolOptions
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +70,8 @@ async def run(arguments: argparse.Namespace) -> int:
     except BindError as error:
         raise UsageError(str(error)) from None
     with cancelled_by_signals():
-        async with _cluster(settings, entries) as cluster, _deployed(settings, entries, cluster) as pool:
-            return await _Service(gateway_settings, pool, entries, cluster).run()
+        async with _cluster(settings, entries) as cluster, _deployed(settings, entries, cluster) as own:
+            return await _Service(gateway_settings, settings, own, entries, cluster).run()
 
 
 def load_gateway_settings(**flags: object) -> GatewaySettings:
@@ -137,52 +140,81 @@ async def _cluster(settings: DeploySettings, entries: Sequence[RegistryEntry]) -
         await cluster.close()
 
 
+class _OwnModels:
+    """What this command deploys in a pool that may hold the models of others too."""
+
+    def __init__(self, pool: PoolClient, options: PoolOptions) -> None:
+        self.pool = pool
+        self._options = options
+        self._model_ids: set[str] = set()
+
+    async def deploy(self, entries: Sequence[RegistryEntry]) -> Applied:
+        """Bring these in line, remove those of ours that are not among them, and leave all others alone."""
+        known = {model.model_id for model in (await self.pool.view()).models}
+        wanted = {entry.model_id for entry in entries}
+        # Noted first: a command that is cancelled meanwhile withdraws what it may have deployed.
+        self._model_ids |= wanted - known
+        applied = await self.pool.add(entries, self._options)
+        gone = self._model_ids - wanted
+        await self.pool.remove(sorted(gone), self._options.drain_timeout_s + REMOVAL_GRACE_S)
+        self._model_ids -= gone
+        return replace(applied, removed=tuple(sorted(gone)))
+
+    async def withdraw(self, *, is_last: bool) -> None:
+        """Remove ours from a cluster that goes on, and the manager too when it is of no use to others."""
+        timeout_s = self._options.drain_timeout_s + REMOVAL_GRACE_S
+        await self.pool.remove(sorted(self._model_ids), timeout_s)
+        if is_last and not (await self.pool.view()).models:
+            await self.pool.shutdown(timeout_s)
+
+
 @contextlib.asynccontextmanager
 async def _deployed(
     settings: DeploySettings, entries: Sequence[RegistryEntry], cluster: RayCluster
-) -> AsyncIterator[PoolClient]:
+) -> AsyncIterator[_OwnModels]:
     """The pool with the models in it; afterwards without those that were not there before."""
     found = await PoolClient.find()
     # Shielded: a command that is cancelled meanwhile still has to end the manager that it started.
-    starting = asyncio.ensure_future(PoolClient.find_or_start())
-    ours: list[str] = []
+    starting = asyncio.ensure_future(_own_models(settings))
     try:
-        pool = await asyncio.shield(starting)
-        known = {model.model_id for model in (await pool.view()).models}
-        ours = [entry.model_id for entry in entries if entry.model_id not in known]
-        await pool.add(entries, pool_options(settings))
-        yield pool
+        own = await asyncio.shield(starting)
+        await own.deploy(entries)
+        yield own
     finally:
-        pool = await starting
+        own = await starting
         try:
             if cluster.is_local:
-                await pool.shutdown(STOP_LOCAL_TIMEOUT_S)
+                await own.pool.shutdown(STOP_LOCAL_TIMEOUT_S)
             else:
-                await _withdraw(pool, ours, settings.drain_timeout_s + REMOVAL_GRACE_S, is_ours=found is None)
+                await own.withdraw(is_last=found is None)
         except PoolError as error:
             logger.warning("the pool was not emptied: %s", error)
 
 
-async def _withdraw(pool: PoolClient, model_ids: Sequence[str], timeout_s: float, *, is_ours: bool) -> None:
-    """Remove our models from a cluster that goes on, and the manager if it was ours and is of no use to others."""
-    await pool.remove(model_ids, timeout_s)
-    if is_ours and not (await pool.view()).models:
-        await pool.shutdown(timeout_s)
+async def _own_models(settings: DeploySettings) -> _OwnModels:
+    return _OwnModels(await PoolClient.find_or_start(), pool_options(settings))
 
 
 def _num_cpus(entry: RegistryEntry) -> float:
     bundles = placement_for(entry).bundles
-    return entry.num_replicas * sum(bundle.get("CPU", 0) for bundle in bundles)
+    most = entry.deployment.autoscaling_config.max_replicas
+    return most * sum(bundle.get("CPU", 0) for bundle in bundles)
 
 
 class _Service:
     """The gateway in this process, and what is said meanwhile."""
 
     def __init__(
-        self, settings: GatewaySettings, pool: PoolClient, entries: Sequence[RegistryEntry], cluster: RayCluster
+        self,
+        settings: GatewaySettings,
+        deploy_settings: DeploySettings,
+        own: _OwnModels,
+        entries: Sequence[RegistryEntry],
+        cluster: RayCluster,
     ) -> None:
         self._settings = settings
-        self._pool = pool
+        self._registry = RegistryFollower(deploy_settings, own.deploy)
+        self._pool = own.pool
         self._model_ids = [entry.model_id for entry in entries]
         self._cluster = cluster
         self._url = ""
@@ -190,8 +222,12 @@ class _Service:
 
     async def run(self) -> int:
         """Until a signal, or until it is clear that no model can be served. Raises `CommandError`."""
-        app = create_app(self._settings, RayPoolClient(self._cluster.address), GrpcChannel)
-        following = asyncio.create_task(self._follow(), name="progress")
+        pool = RayPoolClient(self._cluster.address)
+        app = create_app(self._settings, pool, GrpcChannel, reload=self._registry.reload_for_gateway)
+        following = (
+            asyncio.create_task(self._follow(), name="progress"),
+            asyncio.create_task(self._registry.watch(), name="registry"),
+        )
         try:
             status = await serve(app, self._settings, on_started=self._on_started)
         except BindError as error:
@@ -199,8 +235,9 @@ class _Service:
         finally:
             # The gateway gave the signals back to their defaults; the removal that follows must not be cut short.
             on_signals(_say_still_stopping)
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
         if self._failure is not None:
             raise CommandError(self._failure)
         return status

@@ -18,12 +18,14 @@ from starlette.middleware import Middleware
 
 from gateway.channel import Connect
 from gateway.dispatch import Dispatcher
+from gateway.load_reporter import LoadReporter
 from gateway.metrics import Metrics
 from gateway.middleware.body_limit import BodyLimitMiddleware
 from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.pool import PoolSource
-from gateway.routes import chat, completions, health, metrics, models
+from gateway.routes import admin, chat, completions, health, metrics, models
+from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
 
@@ -33,8 +35,13 @@ FIRST_BACK_OFF_S: Final = 1.0
 MAX_BACK_OFF_S: Final = 30.0
 
 
-def create_app(settings: GatewaySettings, pool: PoolSource, connect: Connect) -> FastAPI:
-    """The gateway as an ASGI application. It follows `pool` and serves as long as its lifespan."""
+def create_app(
+    settings: GatewaySettings, pool: PoolSource, connect: Connect, *, reload: Reload | None = None
+) -> FastAPI:
+    """The gateway as an ASGI application. It follows `pool` and serves as long as its lifespan.
+
+    `reload` reads and deploys the registry's files anew, where the gateway's starter has some.
+    """
     configure_library()
     app = FastAPI(
         title="Aviary",
@@ -54,19 +61,25 @@ def create_app(settings: GatewaySettings, pool: PoolSource, connect: Connect) ->
     app.state.metrics = Metrics(CollectorRegistry())
     app.state.dispatcher = Dispatcher(connect, app.state.metrics, request_timeout_s=settings.request_timeout_s)
     app.state.pool = pool
-    for part in (completions, chat, models, health, metrics):
+    app.state.reload = reload
+    for part in (completions, chat, models, health, metrics, admin):
         app.include_router(part.router)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    follower = asyncio.create_task(_follow(app.state.pool, app.state.dispatcher), name="follow-pool")
+    reporter = LoadReporter(app.state.dispatcher, app.state.pool)
+    tasks = (
+        asyncio.create_task(_follow(app.state.pool, app.state.dispatcher), name="follow-pool"),
+        asyncio.create_task(reporter.run(), name="report-load"),
+    )
     try:
         yield
     finally:
-        follower.cancel()
-        await asyncio.gather(follower, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await app.state.dispatcher.close()
         await app.state.pool.close()
 

@@ -29,6 +29,7 @@ from gateway.errors import (
     WorkerLostError,
     from_fault,
 )
+from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.model_lane import ModelLane
 from gateway.output_stream import OutputStream
@@ -89,6 +90,8 @@ class Dispatcher:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.is_draining = False
+        self.starved = asyncio.Event()
+        """Set when a request has to wait for a replica to come; cleared by whoever tells the pool."""
 
     # What clients may ask about
 
@@ -102,8 +105,13 @@ class Dispatcher:
 
     @property
     def can_serve(self) -> bool:
-        """Some model has a worker that takes requests."""
-        return not self.is_draining and any(lane.is_reachable for lane in self._lanes.values())
+        """Some model has a worker that takes requests, or lets them wait for one."""
+        return not self.is_draining and any(lane.may_serve for lane in self._lanes.values())
+
+    @property
+    def loads(self) -> list[tuple[ModelView, Load]]:
+        """What there is to do for each model now."""
+        return [(lane.view, lane.load) for lane in self._lanes.values()]
 
     # Requests
 
@@ -123,6 +131,8 @@ class Dispatcher:
         self._is_idle.clear()
         for ticket in job.tickets:
             lane.enqueue(ticket)
+        if lane.is_starved:
+            self.starved.set()
         self._flush_soon()
         return stream
 
@@ -357,12 +367,13 @@ class Dispatcher:
     # Outages
 
     def _watch_outage(self, lane: ModelLane) -> None:
-        if lane.is_reachable:
+        if lane.is_reachable or (not lane.links and lane.view.may_wait):
             lane.is_out = False
             self._cancel_outage(lane)
-        elif not lane.links:
+        elif not lane.links and not any(_is_ready(one) for one in lane.view.replicas):
             self._declare_outage(lane)
         elif not lane.is_out and lane not in self._outages:
+            # Either a link comes up soon, or a replica drains that the pool's view still shows: news will come.
             loop = asyncio.get_running_loop()
             self._outages[lane] = loop.call_later(CONNECT_GRACE_S, self._declare_outage, lane)
 

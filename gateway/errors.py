@@ -10,6 +10,8 @@ it into a response, an open stream into an error event.
     │   ├── UnknownParameterError      a field nobody knows
     │   ├── UnsupportedParameterError  a known field that this server does not honour
     │   ├── ContextLengthExceededError the prompt does not fit the model
+    │   ├── RegistryRefusedError       the registry's files cannot be deployed as they are
+    │   ├── KeyMissingError 401, KeyRejectedError 401, AdminClosedError 403
     │   ├── ModelNotFoundError 404
     │   ├── UnknownUrlError 404, MethodNotAllowedError 405
     │   ├── BodyTimeoutError 408, BodyTooLargeError 413, MediaTypeError 415
@@ -113,6 +115,40 @@ class ModelNotFoundError(InvalidRequestError):
 
     def __init__(self, model_id: str) -> None:
         super().__init__(f"The model `{shortened(model_id)}` does not exist or you do not have access to it.")
+
+
+class RegistryRefusedError(InvalidRequestError):
+    """The registry's files cannot be deployed as they are; what runs goes on as before."""
+
+    code = "invalid_registry"
+
+
+class KeyMissingError(InvalidRequestError):
+    """The endpoint asks for a key, and none was sent."""
+
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__(
+            "You didn't provide an API key. Send it in an Authorization header: `Authorization: Bearer YOUR_KEY`."
+        )
+
+
+class KeyRejectedError(InvalidRequestError):
+    """The key that was sent opens nothing."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided. Check the key, and which server it is for.")
+
+
+class AdminClosedError(InvalidRequestError):
+    """The operator has not opened this endpoint."""
+
+    status = 403
+    code = "admin_closed"
 
 
 class UnknownUrlError(InvalidRequestError):

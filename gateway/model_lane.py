@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
+from gateway.load import Load
 from gateway.ticket import Ticket
 from gateway.worker_link import WorkerLink
 from model_registry.contract import ModelView, ReplicaState
@@ -46,6 +47,20 @@ class ModelLane:
     @property
     def is_reachable(self) -> bool:
         return any(link.takes_work for link in self.links.values())
+
+    @property
+    def may_serve(self) -> bool:
+        """A request is served now, or as soon as the replica comes that it may wait for."""
+        return self.is_reachable or self.view.may_wait
+
+    @property
+    def is_starved(self) -> bool:
+        """Requests wait, and no replica takes any."""
+        return bool(self._queue) and not self.is_reachable
+
+    @property
+    def load(self) -> Load:
+        return Load(self.num_queued, {replica_id: len(link.in_flight) for replica_id, link in self.links.items()})
 
     @property
     def queued(self) -> tuple[Ticket, ...]:
@@ -136,7 +151,7 @@ class ModelLane:
 def unavailable_reason(view: ModelView) -> str:
     """One line for people: what its replicas wait for, or why they failed."""
     if not view.replicas:
-        return "it has no replicas"
+        return "it sleeps until a request comes" if view.may_wait else "it has no replicas"
     if any(replica.state is ReplicaState.READY for replica in view.replicas):
         return "its replicas cannot be reached"
     reasons = dict.fromkeys(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
-from model_registry.contract import MANAGER_NAME, POOL_NAMESPACE, PoolView
+from model_registry.contract import MANAGER_NAME, POOL_NAMESPACE, LoadReport, PoolView
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,17 @@ class RayPoolClient:
             if view.version != version:
                 version = view.version
                 yield view
+
+    async def report(self, reports: Sequence[LoadReport]) -> None:
+        manager = self._manager
+        if manager is None:
+            return
+        try:
+            answer = await self._in_thread(lambda: manager.report.remote(tuple(reports)).future())
+            async with asyncio.timeout(ANSWER_GRACE_S):
+                await asyncio.wrap_future(answer)
+        except (RayError, TimeoutError) as error:
+            logger.info("the pool's manager does not take the load (%s)", type(error).__name__)
 
     async def close(self) -> None:
         if self._owns_connection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "AVIARY_"
@@ -34,6 +34,9 @@ class GatewaySettings(BaseSettings):
     body_timeout_s: float = Field(30.0, gt=0, description="Seconds a client has to send its headers, and its body.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get to finish at shutdown.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="What `/admin` endpoints ask for; they are closed when absent."
+    )
     max_choices: int = Field(8, ge=1, le=128, description="Largest `n` of a request.")
 
     @classmethod

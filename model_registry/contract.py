@@ -244,6 +244,12 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaView, ...] = ()
     max_model_len: int | None = None
     """Context length in tokens, known once a replica has loaded."""
+    num_wanted: int = 1
+    """Replicas there should be now; 0: the model sleeps until a request comes."""
+    num_outdated: int = 0
+    """Replicas of an earlier revision that still live, because what replaces them does not serve yet."""
+    may_wait: bool = False
+    """While no replica serves, requests may wait for one instead of being refused."""
 
     @property
     def model_id(self) -> str:

@@ -39,9 +39,9 @@ class Exchange:
     """Admits requests, routes outputs, and knows when nothing is left to do."""
 
     def __init__(self, engine: RequestSink, *, max_requests: int) -> None:
-        """`max_requests` is how many submitted requests may be unfinished over all connections."""
+        self.max_requests = max_requests
+        """How many submitted requests may be unfinished over all connections."""
         self._engine = engine
-        self._max_requests = max_requests
         self._owners: dict[str, Outbox] = {}
         self._connections: set[Outbox] = set()
         self._draining = False
@@ -128,8 +128,8 @@ class Exchange:
         if request.request_id in self._owners:
             message = f"Request id {request.request_id} is in use; every request needs an id of its own."
             return Fault(kind=FaultKind.INVALID_REQUEST, message=message)
-        if len(self._owners) >= self._max_requests:
-            message = f"This worker already has {self._max_requests} unfinished requests; try another one, or later."
+        if len(self._owners) >= self.max_requests:
+            message = f"This worker already has {self.max_requests} unfinished requests; try another one, or later."
             return Fault(kind=FaultKind.WORKER_FULL, message=message)
         return None
 

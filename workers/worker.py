@@ -70,6 +70,14 @@ class Worker:
         status = report.status if self._engine_loop is None else self._engine_loop.status()
         return replace(report, status=status, fetched_bytes=FETCHED.num_bytes)
 
+    async def reconfigure(self, entry: RegistryEntry) -> None:
+        """Take over the settings of a changed registry file; what is loaded stays as it is."""
+        self._entry = entry
+        if self._engine_loop is not None:
+            self._engine_loop.limit_input(entry.model.generation.max_input_tokens)
+        if self._exchange is not None:
+            self._exchange.max_requests = _max_requests(entry)
+
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""
         if self._exchange is None:
@@ -116,8 +124,7 @@ class Worker:
     async def _serve(self, engine: Engine) -> str:
         """Run the engine and open its channel; returns the address."""
         self._engine_loop = EngineLoop(engine, self._on_frame, self._on_crash)
-        max_requests = 2 * self._entry.max_ongoing_requests + SPARE_REQUESTS
-        self._exchange = Exchange(self._engine_loop, max_requests=max_requests)
+        self._exchange = Exchange(self._engine_loop, max_requests=_max_requests(self._entry))
         self._channel = ChannelServer(self._exchange, self._secret)
         self._engine_loop.start()
         return await self._channel.start(self._host)
@@ -141,3 +148,8 @@ class Worker:
         # The loop is closed only while the process ends; what then comes from a thread is of no use to anybody.
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call)
+
+
+def _max_requests(entry: RegistryEntry) -> int:
+    """Requests that a worker admits from all gateways together."""
+    return 2 * entry.max_ongoing_requests + SPARE_REQUESTS

@@ -13,6 +13,8 @@ from model_registry.contract import ModelView, ReplicaState
 
 router = APIRouter()
 
+SLEEPING = "sleeping"
+"""State of a model without replicas, of which a request starts the first."""
 _BEST_FIRST = (
     ReplicaState.READY,
     ReplicaState.STARTING,
@@ -43,7 +45,7 @@ def _card(model: ModelView) -> ModelCard:
         created=model.created,
         owned_by=organisation if slash else "aviary",
         description=model.entry.model.model_description,
-        state=state.value if state else "unavailable",
+        state=state.value if state else SLEEPING if model.may_wait else "unavailable",
         reason=None if state is ReplicaState.READY else unavailable_reason(model),
         replicas={state.value: counts[state] for state in _BEST_FIRST if counts[state]},
         max_model_len=model.max_model_len,

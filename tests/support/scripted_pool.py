@@ -18,6 +18,7 @@ from model_registry.contract import (
     FinishReason,
     Frame,
     GenerationRequest,
+    LoadReport,
     ModelView,
     PoolView,
     ReplicaState,
@@ -172,6 +173,7 @@ class StaticPool:
     """A pool source that says what it is told to."""
 
     def __init__(self, view: PoolView) -> None:
+        self.reports: list[LoadReport] = []
         self._view = view
         self._changed = asyncio.Event()
 
@@ -184,6 +186,9 @@ class StaticPool:
     def show(self, view: PoolView) -> None:
         self._view = view
         self._changed.set()
+
+    async def report(self, reports: Sequence[LoadReport]) -> None:
+        self.reports.extend(reports)
 
     async def close(self) -> None:
         """Nothing to let go of."""

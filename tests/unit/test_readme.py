@@ -49,4 +49,5 @@ def test_the_defaults_it_names_hold() -> None:
             if name in defaults:
                 number = value.strip().removesuffix(" MiB")
                 factor = 2**20 if "MiB" in value else 1
-                assert str(defaults[name]).removesuffix(".0") == (number if factor == 1 else str(int(number) * factor))
+                default = "" if defaults[name] is None else str(defaults[name])
+                assert default.removesuffix(".0") == (number if factor == 1 else str(int(number) * factor))

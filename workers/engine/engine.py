@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_registry.contract import (
     Fault,
@@ -73,6 +73,10 @@ class Engine:
     @property
     def limits(self) -> EngineLimits:
         return self._limits
+
+    def limit_input(self, max_input_tokens: int | None) -> None:
+        """Another limit on the prompts of requests that are prepared from now on. Safe on any thread."""
+        self._limits = replace(self._limits, max_input_tokens=max_input_tokens)
 
     @property
     def has_work(self) -> bool:

@@ -89,6 +89,10 @@ class EngineLoop:
             self._inbox.aborted.extend(aborted)
             self._changed.notify()
 
+    def limit_input(self, max_input_tokens: int | None) -> None:
+        """Another limit on the prompts of requests that come from now on."""
+        self._engine.limit_input(max_input_tokens)
+
     def status(self) -> WorkerStatus:
         """The load as of the last step."""
         return self._status

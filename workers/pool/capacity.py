@@ -56,6 +56,11 @@ def fit_of(entry: RegistryEntry, nodes: Sequence[Node]) -> Fit:
     )
 
 
+def has_place(placement: Placement, free: Sequence[Resources]) -> bool:
+    """Whether one replica can be placed on nodes with these resources left."""
+    return _after_one_more(placement, free) is not None
+
+
 def _count(placement: Placement, nodes: Sequence[Node], most: int) -> int:
     """Replicas placed one after the other until one does not fit, or all that are wanted do."""
     free = [node.resources for node in nodes]

@@ -16,7 +16,7 @@ from model_registry.contract import MANAGER_NAME, POOL_NAMESPACE, PoolView
 from model_registry.schema import RegistryEntry
 from workers.pool.errors import PoolError
 from workers.pool.manager import PoolManager
-from workers.pool.state import PoolOptions
+from workers.pool.state import Applied, PoolOptions
 
 ANSWER_TIMEOUT_S: Final = 60.0
 WATCH_S: Final = 30.0
@@ -42,13 +42,15 @@ class PoolClient:
         """The cluster's pool; a new, empty one if it has none."""
         return cls(await asyncio.to_thread(_find_or_start))
 
-    async def apply(self, entries: Sequence[RegistryEntry], options: PoolOptions) -> None:
-        await self._call("apply", ANSWER_TIMEOUT_S, list(entries), options)
+    async def apply(self, entries: Sequence[RegistryEntry], options: PoolOptions) -> Applied:
+        """Exactly these models are deployed."""
+        applied: Applied = await self._call("apply", ANSWER_TIMEOUT_S, list(entries), options)
+        return applied
 
-    async def add(self, entries: Sequence[RegistryEntry], options: PoolOptions) -> list[str]:
-        """Ids that were not deployed before."""
-        added: list[str] = await self._call("add", ANSWER_TIMEOUT_S, list(entries), options)
-        return added
+    async def add(self, entries: Sequence[RegistryEntry], options: PoolOptions) -> Applied:
+        """These models are deployed as they are given, and all others as they were."""
+        applied: Applied = await self._call("add", ANSWER_TIMEOUT_S, list(entries), options)
+        return applied
 
     async def remove(self, model_ids: Sequence[str], timeout_s: float) -> None:
         await self._call("remove", timeout_s, list(model_ids))

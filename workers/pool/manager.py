@@ -2,7 +2,7 @@
 
 Its wanted state and the secret are in the store, its replicas are named actors: a new manager process finds both and
 goes on without restarting anything. Runs no model and imports no torch. Called by the command line (`client`) and,
-for `watch`, by gateways.
+for `watch` and `report`, by gateways.
 """
 
 from __future__ import annotations
@@ -12,22 +12,32 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
 from msgspec import DecodeError
 from msgspec.structs import replace
 
-from model_registry.contract import MANAGER_NAME, PoolView
+from model_registry.changes import Change, change_between
+from model_registry.contract import MANAGER_NAME, LoadReport, PoolView
 from model_registry.schema import RegistryEntry
 from model_registry.support import unsupported_keys
+from workers.pool.autoscaling import Autoscaler
 from workers.pool.back_off import BackOff
 from workers.pool.deployment import Deployment
 from workers.pool.errors import PoolError
-from workers.pool.ray_host import LOG_FORMAT, RayHost, living_replicas, remove_replica, replica_name
+from workers.pool.eviction import choose_victims
+from workers.pool.ray_host import (
+    LOG_FORMAT,
+    RayHost,
+    free_resources,
+    living_replicas,
+    remove_replica,
+    replica_name,
+)
 from workers.pool.replica import CALL_TIMEOUT_S
-from workers.pool.state import PoolOptions, PoolState, WantedModel
+from workers.pool.state import Applied, PoolOptions, PoolState, Revision, WantedModel
 from workers.pool.store import delete_state, load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -36,6 +46,13 @@ UNREADABLE_STATE: Final = (
     "what this pool remembers is of another release of Aviary and cannot be read ({reason}); run `aviary shutdown`, "
     "which removes the pool and all its replicas, then deploy again"
 )
+
+DECISION_PERIOD_S: Final = 0.25
+"""Between two decisions about the number of a model's replicas."""
+ROOM_PERIOD_S: Final = 0.5
+"""Between two looks whether a model lacks room."""
+PATIENCE_S: Final = 10.0
+"""How long a model without any replica waits for another one to fall idle, before a busy one is drained for it."""
 
 T = TypeVar("T")
 
@@ -47,30 +64,30 @@ class PoolManager:
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
         self._state = PoolState(secret=secrets.token_urlsafe(32))
         self._deployments: dict[str, Deployment] = {}
+        self._scalers: dict[str, Autoscaler] = {}
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._version = 0
         self._changed = asyncio.Event()
         self._applying = asyncio.Lock()
         self._closed = False
         self._recovery = asyncio.create_task(self._recover(), name="pool-recovery")
+        self._loops: tuple[asyncio.Task[None], ...] = ()
         self._note_change()
 
-    async def apply(self, entries: Sequence[RegistryEntry], options: PoolOptions | None = None) -> None:
+    async def apply(self, entries: Sequence[RegistryEntry], options: PoolOptions | None = None) -> Applied:
         """Make exactly these models the deployed ones. Raises `PoolError`, and then has changed nothing."""
         async with self._applying:
             await self._ready()
             self._check_open()
             unwanted = set(self._wanted) - {entry.model_id for entry in entries}
-            await self._change(entries, unwanted, options)
+            return await self._change(entries, unwanted, options)
 
-    async def add(self, entries: Sequence[RegistryEntry], options: PoolOptions | None = None) -> list[str]:
-        """Deploy these beside what is there; returns the ids that were not deployed yet. Raises `PoolError`."""
+    async def add(self, entries: Sequence[RegistryEntry], options: PoolOptions | None = None) -> Applied:
+        """Deploy these, or bring them in line, and leave all other models alone. Raises `PoolError`, likewise."""
         async with self._applying:
             await self._ready()
             self._check_open()
-            known = set(self._wanted)
-            await self._change(entries, (), options)
-            return [entry.model_id for entry in entries if entry.model_id not in known]
+            return await self._change(entries, (), options)
 
     async def remove(self, model_ids: Sequence[str]) -> None:
         """Remove these models, letting their requests finish first; ids that are not deployed are fine."""
@@ -109,6 +126,14 @@ class PoolManager:
             pass
         return await self.view()
 
+    async def report(self, reports: Sequence[LoadReport]) -> None:
+        """What gateways had to do lately, for the models whose replicas follow the load."""
+        await self._ready()
+        for one in reports:
+            scaler = self._scalers.get(one.model_id)
+            if scaler is not None:
+                scaler.record(one)
+
     async def pids(self) -> dict[str, int]:
         """Process of this manager and of each replica, by name and id: for people who look for one."""
         await self._ready()
@@ -119,7 +144,7 @@ class PoolManager:
 
     @property
     def _wanted(self) -> dict[str, WantedModel]:
-        return {model.entry.model_id: model for model in self._state.models}
+        return {model.model_id: model for model in self._state.models}
 
     def _check_open(self) -> None:
         if self._closed:
@@ -127,22 +152,28 @@ class PoolManager:
 
     async def _change(
         self, added: Sequence[RegistryEntry], removed: Iterable[str], options: PoolOptions | None
-    ) -> None:
+    ) -> Applied:
         """Check everything, remember it, then act: what is remembered is done even if this process dies."""
         if problems := [line for entry in added for line in self._problems(entry)]:
             raise PoolError("\n".join(problems))
-        wanted = self._wanted
-        new = [_wanted_model(entry) for entry in added if entry.model_id not in wanted]
-        gone = set(removed)
-        kept = [model for model in self._state.models if model.entry.model_id not in gone]
-        state = replace(self._state, models=(*kept, *new), options=options or self._state.options)
+        models = self._wanted
+        changes = {entry.model_id: self._change_of(entry) for entry in added}
+        for entry in added:
+            models[entry.model_id] = self._changed_model(entry)
+        gone = set(removed) & set(models)
+        kept = tuple(model for model_id, model in models.items() if model_id not in gone)
+        state = replace(self._state, models=kept, options=options or self._state.options)
         if state != self._state:
             await asyncio.to_thread(save_state, state)
             self._state = state
-        for model in new:
-            self._deploy(model)
+        for model_id, change in changes.items():
+            if change is None:
+                self._deploy(models[model_id])
+            elif change is not Change.NONE:
+                self._update(models[model_id])
         for model_id in gone:
             self._removals[model_id] = asyncio.create_task(self._remove(model_id), name=f"removal {model_id}")
+        return Applied.of(changes, gone)
 
     def _problems(self, entry: RegistryEntry) -> list[str]:
         """Why an entry cannot be deployed; one line each."""
@@ -150,20 +181,39 @@ class PoolManager:
         problems = [f"{model_id}: {line}" for line in unsupported_keys(entry)]
         if model_id in self._removals:
             problems.append(f"{model_id}: is being removed; deploy it again when `aviary status` no longer shows it")
-        deployed = self._wanted.get(model_id)
-        if deployed is not None and deployed.entry != entry:
-            problems.append(
-                f"{model_id}: is deployed with other settings, and changing a deployed model is not executed yet; "
-                "remove it first (deploy without it), then deploy it again"
-            )
         return problems
 
+    def _change_of(self, entry: RegistryEntry) -> Change | None:
+        """What the entry changes of a deployed model; None when it is a new one."""
+        known = self._wanted.get(entry.model_id)
+        return None if known is None else change_between(known.entry, entry)
+
+    def _changed_model(self, entry: RegistryEntry) -> WantedModel:
+        known = self._wanted.get(entry.model_id)
+        if known is None:
+            return WantedModel(revisions=(_new_revision(entry),), created=int(time.time()))
+        match change_between(known.entry, entry):
+            case Change.NONE:
+                return known
+            case Change.SETTINGS:
+                return replace(known, revisions=(*known.revisions[:-1], replace(known.current, entry=entry)))
+            case Change.REPLICAS:
+                living = self._deployments[entry.model_id].living_revisions
+                return replace(known, revisions=(*living, _new_revision(entry)))
+
     def _deploy(self, model: WantedModel, adopted: Sequence[str] = ()) -> Deployment:
-        make_host = partial(RayHost, model.entry, secret=self._state.secret)
+        make_host = partial(RayHost, secret=self._state.secret)
         deployment = Deployment(model, lambda: self._state.options, make_host, self._note_change)
-        self._deployments[model.entry.model_id] = deployment
+        self._deployments[model.model_id] = deployment
+        self._scalers[model.model_id] = Autoscaler(model.entry.deployment.autoscaling_config)
         deployment.start(adopted)
+        self._note_change()  # a model that sleeps makes no noise itself
         return deployment
+
+    def _update(self, model: WantedModel) -> None:
+        self._scalers[model.model_id].reconfigure(model.entry.deployment.autoscaling_config)
+        self._deployments[model.model_id].update(model)
+        self._note_change()
 
     async def _remove(self, model_id: str) -> None:
         try:
@@ -173,6 +223,7 @@ class PoolManager:
             logger.exception("the removal of %s failed", model_id)
         finally:
             del self._deployments[model_id]
+            del self._scalers[model_id]
             del self._removals[model_id]
             self._note_change()
 
@@ -203,13 +254,54 @@ class PoolManager:
         # Without a state too: a shutdown may have had to leave replicas behind.
         names = await _until_done(living_replicas)
         for model in self._state.models:
-            prefix = replica_name(model.entry, model.deployment_id)
-            own = sorted(name for name in names if name.startswith(f"{prefix}-"))[: model.entry.num_replicas]
-            names.difference_update(own)
-            self._deploy(model, adopted=[name.rpartition(":")[2] for name in own])
+            own = _replicas_of(model, names)
+            names.difference_update(own.values())
+            self._deploy(model, adopted=list(own))
         await self._sweep(names)
         await asyncio.gather(*(one.wait_until_settled(CALL_TIMEOUT_S) for one in self._deployments.values()))
         logger.info("recovered %d models", len(self._state.models))
+        self._loops = (
+            asyncio.create_task(self._follow_load(), name="pool-autoscaling"),
+            asyncio.create_task(self._share_room(), name="pool-sharing"),
+        )
+
+    async def _follow_load(self) -> None:
+        """Every model's number of replicas, decided again and again."""
+        while True:
+            for model_id, scaler in self._scalers.items():
+                if model_id not in self._removals:
+                    self._deployments[model_id].follow(scaler, time.time())
+            await asyncio.sleep(DECISION_PERIOD_S)
+
+    async def _share_room(self) -> None:
+        """Where replicas lack room, again and again: drain those that were used least lately."""
+        lacking_since: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(ROOM_PERIOD_S)
+            now = time.monotonic()
+            lacking = [model_id for model_id, one in self._deployments.items() if one.lacks_room]
+            lacking_since = {model_id: lacking_since.get(model_id, now) for model_id in lacking}
+            try:
+                await self._make_room({model_id: now - since for model_id, since in lacking_since.items()})
+            except Exception:
+                # An edge: Ray has no one type for a head that restarts, and models must share again once it is back.
+                logger.warning("no room could be made now", exc_info=True)
+
+    async def _make_room(self, waited_s: Mapping[str, float]) -> None:
+        """For the model that waited longest and can be helped."""
+        if not waited_s or any(deployment.is_retiring for deployment in self._deployments.values()):
+            return
+        free = await asyncio.to_thread(free_resources)
+        for model_id in sorted(waited_s, key=lambda one: -waited_s[one]):
+            hungry = self._deployments[model_id]
+            busy_too = not hungry.serving_ids and waited_s[model_id] > PATIENCE_S
+            others = [one for one in self._deployments.values() if one is not hungry]
+            residents = await asyncio.gather(*(other.residents(busy_too=busy_too) for other in others))
+            victims = choose_victims(hungry.placement, free, [one for some in residents for one in some])
+            for victim in victims:
+                self._deployments[victim.model_id].evict(victim.replica_id)
+            if victims:
+                return
 
     async def _sweep(self, names: Iterable[str]) -> None:
         """Remove what nobody wants; one that cannot be removed does not keep the rest."""
@@ -243,5 +335,14 @@ async def _until_done(call: Callable[[], T]) -> T:
         await asyncio.sleep(delay_s)
 
 
-def _wanted_model(entry: RegistryEntry) -> WantedModel:
-    return WantedModel(entry=entry, deployment_id=secrets.token_hex(3), created=int(time.time()))
+def _new_revision(entry: RegistryEntry) -> Revision:
+    return Revision(revision_id=secrets.token_hex(3), entry=entry)
+
+
+def _replicas_of(model: WantedModel, names: Iterable[str]) -> dict[str, str]:
+    """Names of the living replicas of any of its revisions, by replica id; those of the wanted one first."""
+    found: dict[str, str] = {}
+    for revision in reversed(model.revisions):
+        prefix = replica_name(revision.entry, revision.revision_id)
+        found |= {name.rpartition(":")[2]: name for name in sorted(names) if name.startswith(f"{prefix}-")}
+    return found

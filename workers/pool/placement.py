@@ -34,6 +34,16 @@ class Node:
     resources: Resources
 
 
+@dataclass(frozen=True, slots=True)
+class PendingReason:
+    """Why a placement is not reserved yet."""
+
+    text: str
+    """Such as `pending: needs {CPU: 1}; no node offers CPU`."""
+    is_lasting: bool
+    """The nodes there are could never hold it; otherwise they are busy now."""
+
+
 def placement_for(entry: RegistryEntry) -> Placement:
     """One bundle per worker. The front actor's resources join the first: the front actor *is* worker 0."""
     scaling = entry.scaling
@@ -46,7 +56,7 @@ def placement_for(entry: RegistryEntry) -> Placement:
         **options.resources,
         **_accelerator(options.accelerator_type),
     }
-    bundles = [_sum(worker, front), *(_sum(worker) for _ in range(scaling.num_workers - 1))]
+    bundles = [total_of(worker, front), *(total_of(worker) for _ in range(scaling.num_workers - 1))]
     return Placement(tuple(bundle or SMALLEST_RESERVATION for bundle in bundles), scaling.placement_strategy)
 
 
@@ -55,9 +65,10 @@ def _accelerator(accelerator_type: str | None) -> Resources:
     return {f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {}
 
 
-def explain_pending(placement: Placement, nodes: Sequence[Node]) -> str:
-    """Why the placement is not reserved yet, such as `pending: needs {CPU: 1}; no node offers CPU`."""
-    return f"pending: needs {shown_needs(placement)}; {lasting_obstacle(placement, nodes) or _busy(placement, nodes)}"
+def explain_pending(placement: Placement, nodes: Sequence[Node]) -> PendingReason:
+    obstacle = lasting_obstacle(placement, nodes)
+    text = f"pending: needs {shown_needs(placement)}; {obstacle or _busy(placement, nodes)}"
+    return PendingReason(text, is_lasting=obstacle is not None)
 
 
 def lasting_obstacle(placement: Placement, nodes: Sequence[Node]) -> str | None:
@@ -76,7 +87,7 @@ def lasting_obstacle(placement: Placement, nodes: Sequence[Node]) -> str | None:
 
 def pieces_of(placement: Placement) -> tuple[Resources, ...]:
     """What must fit on one node each: the bundles, or all of them together."""
-    return (_sum(*placement.bundles),) if placement.strategy == "STRICT_PACK" else placement.bundles
+    return (total_of(*placement.bundles),) if placement.strategy == "STRICT_PACK" else placement.bundles
 
 
 def _busy(placement: Placement, nodes: Sequence[Node]) -> str:
@@ -100,7 +111,7 @@ def _nodes_that_fit(bundle: Resources, nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if all(node.resources.get(name, 0) >= amount for name, amount in bundle.items())]
 
 
-def _sum(*parts: Resources) -> dict[str, float]:
+def total_of(*parts: Resources) -> dict[str, float]:
     """All parts together, without what is zero."""
     total: dict[str, float] = {}
     for part in parts:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import ray
+from ray._private.state import available_resources_per_node  # Ray's public functions know the whole cluster only
 from ray.exceptions import (
     ActorUnavailableError,
     OutOfMemoryError,
@@ -30,7 +31,7 @@ from model_registry.contract import POOL_NAMESPACE
 from model_registry.naming import slug_of
 from model_registry.schema import RegistryEntry
 from workers.errors import WorkerError, first_line
-from workers.pool.placement import Node, Resources, explain_pending, placement_for
+from workers.pool.placement import Node, PendingReason, Resources, explain_pending, placement_for
 from workers.pool.process_environment import runtime_env_of
 from workers.pool.replica import ReplicaFailedError, WorkerClient
 from workers.rank import Rank
@@ -61,6 +62,12 @@ def living_nodes() -> list[Node]:
     return [Node(node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
+def free_resources() -> dict[str, Resources]:
+    """What no placement group holds of each living node, by the node's id. Blocks."""
+    free: dict[str, Resources] = available_resources_per_node()
+    return free
+
+
 def remove_replica(name: str) -> None:
     """Kill the actor and remove the placement group of this name, whichever exist, and with it its ranks. Blocks."""
     with contextlib.suppress(ValueError):
@@ -88,7 +95,7 @@ class RankActor(Rank):
 class RayHost:
     """One replica's place in the cluster."""
 
-    def __init__(self, entry: RegistryEntry, replica_id: str, secret: str) -> None:
+    def __init__(self, entry: RegistryEntry, replica_id: str, *, secret: str) -> None:
         self._entry = entry
         self._replica_id = replica_id
         self._secret = secret
@@ -106,8 +113,11 @@ class RayHost:
             raise ReplicaFailedError(f"its actor cannot be created: {first_line(error)}") from error
         return RayGroupClient(front, ranks) if ranks else RayWorkerClient(front)
 
-    async def why_pending(self) -> str | None:
+    async def why_pending(self) -> PendingReason | None:
         return await asyncio.to_thread(self._why_pending)
+
+    async def reserved(self) -> tuple[tuple[str, Resources], ...]:
+        return await asyncio.to_thread(self._reserved)
 
     async def remove(self) -> None:
         if self._launching is not None:
@@ -157,7 +167,13 @@ class RayHost:
             **_actor_resources(self._placement.bundles[rank]),
         }
 
-    def _why_pending(self) -> str | None:
+    def _reserved(self) -> tuple[tuple[str, Resources], ...]:
+        if self._group is None:
+            return ()
+        nodes: dict[int, str] = placement_group_table(self._group).get("bundles_to_node_id", {})
+        return tuple((nodes[index], bundle) for index, bundle in enumerate(self._placement.bundles) if nodes.get(index))
+
+    def _why_pending(self) -> PendingReason | None:
         if self._group is None or placement_group_table(self._group).get("state") == "CREATED":
             return None
         return explain_pending(self._placement, living_nodes())
@@ -176,6 +192,9 @@ class RayWorkerClient:
     async def report(self, seen: int | None, timeout_s: float) -> WorkerReport:
         report: WorkerReport = await _call(self._actor.report.remote, seen, timeout_s)
         return report
+
+    async def reconfigure(self, entry: RegistryEntry) -> None:
+        await _call(self._actor.reconfigure.remote, entry)
 
     async def drain(self, timeout_s: float) -> bool:
         drained: bool = await _call(self._actor.drain.remote, timeout_s)

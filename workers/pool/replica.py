@@ -21,7 +21,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
 from model_registry.contract import ReplicaState, ReplicaView
+from model_registry.schema import RegistryEntry
 from workers.errors import WorkerError
+from workers.pool.placement import PendingReason, Resources
 from workers.report import WorkerPhase, WorkerReport
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class WorkerClient(Protocol):
 
     def report(self, seen: int | None, timeout_s: float) -> Awaitable[WorkerReport]: ...
 
+    def reconfigure(self, entry: RegistryEntry) -> Awaitable[None]: ...
+
     def drain(self, timeout_s: float) -> Awaitable[bool]: ...
 
     def stop(self) -> Awaitable[None]: ...
@@ -77,8 +81,11 @@ class ReplicaHost(Protocol):
     async def launch(self) -> WorkerClient:
         """Reserve the bundles and create the actor in them, or adopt the living one; never waits for a free node."""
 
-    async def why_pending(self) -> str | None:
+    async def why_pending(self) -> PendingReason | None:
         """Why the bundles are not reserved yet; None once they are."""
+
+    async def reserved(self) -> tuple[tuple[str, Resources], ...]:
+        """Its bundles, each with the id of the node that holds it; none that are not placed."""
 
     async def remove(self) -> None:
         """Kill the actor and give the bundles back; harmless when either is gone."""
@@ -90,13 +97,13 @@ class Replica:
     def __init__(
         self,
         replica_id: str,
+        entry: RegistryEntry,
         host: ReplicaHost,
         *,
         load_timeout_s: float,
-        place_timeout_s: float | None = None,
         on_change: Callable[[], None],
     ) -> None:
-        """`place_timeout_s` bounds the wait for its bundles; None: as long as it takes, for nodes may join any time."""
+        """`entry` is what it is made from; its settings may change while it lives, see `reconfigure`."""
         self.replica_id = replica_id
         self.state = ReplicaState.PENDING
         self.detail = "waiting for resources"
@@ -104,11 +111,22 @@ class Replica:
         self.max_model_len: int | None = None
         self.pid: int | None = None
         self.fetched_bytes = 0
+        self.num_ongoing = 0
+        """Requests in its engine at the last look."""
+        self.last_used_at = 0.0
+        """When its engine was last seen at work, or became ready; by `time.monotonic`."""
+        self.lacks_room = False
+        """It waits for its place, and nodes that could hold it are busy."""
+        self.has_no_place = False
+        """It waits for its place, and no node could ever hold it."""
         self.settled = asyncio.Event()
         """Set once an adopted replica is known to be serving, loading or lost: before that its view means nothing."""
+        self._entry = entry
+        self._configured: RegistryEntry | None = None
+        """What the worker last took its settings from; None: it may be an adopted one that knows older ones."""
         self._host = host
         self._load_timeout_s = load_timeout_s
-        self._place_timeout_s = place_timeout_s
+        self._entry_changed = asyncio.Event()
         self._on_change = on_change
         self._worker: WorkerClient | None = None
         self._ready_at: float | None = None
@@ -124,6 +142,10 @@ class Replica:
             address=self.address,
             fetched_bytes=self.fetched_bytes,
         )
+
+    @property
+    def is_serving(self) -> bool:
+        return self.state is ReplicaState.READY
 
     @property
     def served_s(self) -> float | None:
@@ -143,6 +165,11 @@ class Replica:
             self._move("fail", str(error))
             raise
 
+    def reconfigure(self, entry: RegistryEntry) -> None:
+        """Take over the settings of a changed file. Its worker gets them at once, or when it serves."""
+        self._entry = entry
+        self._entry_changed.set()
+
     async def retire(self, timeout_s: float) -> None:
         """Let it finish what it has, then close its channel; `run` must have been cancelled before."""
         if self.state is not ReplicaState.READY or self._worker is None:
@@ -152,6 +179,10 @@ class Replica:
             async with asyncio.timeout(timeout_s + CALL_TIMEOUT_S):
                 await self._worker.drain(timeout_s)
                 await self._worker.stop()
+
+    async def reserved(self) -> tuple[tuple[str, Resources], ...]:
+        """What it holds of which node, by its id."""
+        return await self._host.reserved()
 
     async def remove(self) -> None:
         """Nothing of it is left afterwards."""
@@ -177,24 +208,35 @@ class Replica:
                 pause_s = PLACEMENT_NEWS_S
                 reason = await self._bounded(self._host.why_pending(), "the cluster's head does not answer")
                 placed_at = None if reason else placed_at or time.monotonic()
-                self._tell(reason or "starting its process")
+                self._note_pending(reason)
                 if reason:
-                    self.settled.set()
                     self._check_place_timeout(reason, time.monotonic() - waiting_since)
                 if placed_at is not None and time.monotonic() - placed_at > self._load_timeout_s:
                     raise ReplicaFailedError(f"its process did not start within {self._load_timeout_s:g} s")
             report = first_call.result()
         finally:
             first_call.cancel()
+            self.lacks_room = self.has_no_place = False
         self.pid = report.pid
         self._move("placed", "loading")
         if report.phase is not WorkerPhase.SERVING:
             self.settled.set()
 
-    def _check_place_timeout(self, reason: str, waited_s: float) -> None:
-        if self._place_timeout_s is not None and waited_s > self._place_timeout_s:
-            message = f"no place within {self._place_timeout_s:g} s (scaling_config.pg_timeout_s): {reason}"
-            raise ReplicaFailedError(message)
+    def _note_pending(self, reason: PendingReason | None) -> None:
+        known = self.lacks_room, self.has_no_place
+        self.lacks_room = reason is not None and not reason.is_lasting
+        self.has_no_place = reason is not None and reason.is_lasting
+        if reason is not None:
+            self.settled.set()
+        self._tell(reason.text if reason else "starting its process")
+        if known != (self.lacks_room, self.has_no_place):
+            self._on_change()
+
+    def _check_place_timeout(self, reason: PendingReason, waited_s: float) -> None:
+        """Without a limit the wait takes as long as it takes, for nodes may join any time."""
+        limit_s = self._entry.scaling.pg_timeout_s
+        if limit_s is not None and waited_s > limit_s:
+            raise ReplicaFailedError(f"no place within {limit_s:g} s (scaling_config.pg_timeout_s): {reason.text}")
 
     async def _wait_until_serving(self, worker: WorkerClient) -> None:
         """Until the model is loaded, at most for the load timeout."""
@@ -211,7 +253,8 @@ class Replica:
         report = await self._bounded(worker.report(None, 0.0), "it does not answer")
         self.max_model_len = report.max_model_len
         self.fetched_bytes = report.fetched_bytes
-        self._ready_at = self._progressed_at = time.monotonic()
+        await self._configure(worker)
+        self._ready_at = self._progressed_at = self.last_used_at = time.monotonic()
         self._move("served", report.detail)
 
     async def _follow_progress(self, worker: WorkerClient) -> None:
@@ -229,14 +272,29 @@ class Replica:
     async def _watch(self, worker: WorkerClient) -> None:
         """Until it fails: its death is seen at once, a stuck process or engine by the next looks at it."""
         stopped = asyncio.ensure_future(self._until_stopped(worker))
+        changed = asyncio.ensure_future(self._entry_changed.wait())
         try:
             while True:
-                done, _ = await asyncio.wait({stopped}, timeout=HEALTH_PERIOD_S)
-                if done:
+                done, _ = await asyncio.wait(
+                    {stopped, changed}, timeout=HEALTH_PERIOD_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if stopped in done:
                     await stopped
+                if changed in done:
+                    await self._configure(worker)
+                    changed = asyncio.ensure_future(self._entry_changed.wait())
                 self._check_progress(await self._bounded(worker.report(None, 0.0), "it does not answer"))
         finally:
             stopped.cancel()
+            changed.cancel()
+
+    async def _configure(self, worker: WorkerClient) -> None:
+        """Give the worker the settings of today, and again when they changed meanwhile."""
+        while self._configured is not self._entry:
+            self._entry_changed.clear()
+            entry = self._entry
+            await self._bounded(worker.reconfigure(entry), "it does not answer")
+            self._configured = entry
 
     async def _until_stopped(self, worker: WorkerClient) -> None:
         while not await worker.wait_until_stopped(WATCH_S):
@@ -247,7 +305,10 @@ class Replica:
         """Health is progress: an engine with work must step, however long each step takes up to the limit."""
         status = report.status
         now = time.monotonic()
-        if status.num_steps != self._num_steps or not status.num_running + status.num_waiting:
+        self.num_ongoing = status.num_running + status.num_waiting
+        if self.num_ongoing or status.num_steps != self._num_steps:
+            self.last_used_at = now
+        if status.num_steps != self._num_steps or not self.num_ongoing:
             self._num_steps, self._progressed_at = status.num_steps, now
         if now - self._progressed_at > STALL_S:
             raise ReplicaFailedError(f"its engine made no step for {STALL_S:g} s while requests were waiting")

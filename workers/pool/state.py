@@ -5,10 +5,12 @@ Shared by manager, deployments and the command line; `store` keeps it. Knows no 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import msgspec
 
+from model_registry.changes import Change
 from model_registry.schema import RegistryEntry
 
 
@@ -21,14 +23,63 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Longest that a removed replica may take to finish its requests."""
 
 
-class WantedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as it was deployed."""
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
+    """One way a model was deployed, and the replicas that were made so."""
 
+    revision_id: str
+    """Begins the ids of its replicas."""
     entry: RegistryEntry
-    deployment_id: str
-    """Begins the ids of its replicas: those of an earlier deployment of the same model are not its own."""
+
+    def owns(self, replica_id: str) -> bool:
+        return replica_id.startswith(f"{self.revision_id}-")
+
+
+class WantedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as it should be, and as it was while replicas of that time may live."""
+
+    revisions: tuple[Revision, ...]
+    """Oldest first; the last is what is wanted."""
     created: int
     """Unix seconds of its first deployment."""
+
+    @property
+    def current(self) -> Revision:
+        return self.revisions[-1]
+
+    @property
+    def entry(self) -> RegistryEntry:
+        return self.current.entry
+
+    @property
+    def model_id(self) -> str:
+        return self.entry.model_id
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What a deployment came to: ids of models, each in one of these."""
+
+    added: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    """New replicas take the place of those that live."""
+    reconfigured: tuple[str, ...] = ()
+    """Only settings changed, which took effect at once."""
+    removed: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, changes: Mapping[str, Change | None], removed: Iterable[str]) -> Self:
+        """From what each given entry changed, None for a new model."""
+
+        def those(change: Change | None) -> tuple[str, ...]:
+            return tuple(model_id for model_id, one in changes.items() if one is change)
+
+        return cls(
+            added=those(None),
+            replaced=those(Change.REPLICAS),
+            reconfigured=those(Change.SETTINGS),
+            unchanged=those(Change.NONE),
+            removed=tuple(sorted(removed)),
+        )
 
 
 class PoolState(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import pytest
 
 from aviary import serve as serve_module
 from aviary.serve import cancelled_by_signals
+from workers.pool.state import Applied
 
 
 async def test_a_second_signal_does_not_cut_the_clean_up_short(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +42,9 @@ class EmptyPool:
 
     is_shut_down = False
 
+    async def add(self, entries: object, options: object) -> Applied:
+        return Applied()
+
     async def remove(self, model_ids: object, timeout_s: float) -> None: ...
 
     async def view(self) -> Any:
@@ -61,7 +65,7 @@ async def test_a_manager_that_starts_while_the_command_is_cancelled_is_ended(mon
         return pool
 
     monkeypatch.setattr(serve_module, "PoolClient", SimpleNamespace(find=find, find_or_start=find_or_start))
-    settings = cast("Any", SimpleNamespace(drain_timeout_s=1.0))
+    settings = cast("Any", SimpleNamespace(drain_timeout_s=1.0, load_timeout_s=1.0))
 
     async def command() -> None:
         async with serve_module._deployed(settings, [], cast("Any", SimpleNamespace(is_local=False))):

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,9 @@ from model_registry.contract import (
     FaultKind,
     Frame,
     GenerationRequest,
+    ModelView,
     ReplicaState,
+    ReplicaView,
     SamplingParams,
     TextPrompt,
     TextSegment,
@@ -576,3 +579,54 @@ async def test_faults_and_losses_are_logged_under_the_id_that_the_client_knows(
         await settle()
     assert f"request req_known failed in replica a of {MODEL}: out of registers" in caplog.text
     assert f"request req_known lost replica a of {MODEL}" in caplog.text
+
+
+def sleeping(*replicas: ReplicaView, may_wait: bool = True) -> ModelView:
+    return msgspec.structs.replace(model_view(*replicas), may_wait=may_wait, num_wanted=len(replicas))
+
+
+async def test_requests_wait_for_a_model_that_sleeps_and_whoever_wakes_it_is_told_at_once() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, shown="") as dispatcher:
+        dispatcher.update(pool_view(sleeping()))
+        assert dispatcher.can_serve, "a balancer that asks must send the request that wakes it"
+        stream = submit(dispatcher)
+        assert dispatcher.starved.is_set()
+        await settle()
+        assert [load.queued for _, load in dispatcher.loads] == [1]
+        dispatcher.update(pool_view(sleeping(replica("a", ReplicaState.STARTING)), version=2))
+        dispatcher.update(pool_view(sleeping(replica("a")), version=3))
+        await settle()
+        (request,) = worker.requests
+        worker.emit(end_of(request))
+        assert await text_of(stream) == ""
+
+
+async def test_a_waiting_request_is_told_why_once_there_is_nothing_to_wait_for() -> None:
+    async with dispatching({}) as dispatcher:
+        dispatcher.update(pool_view(sleeping()))
+        stream = submit(dispatcher)
+        failed = replica("a", ReplicaState.FAILED, "no such file")
+        dispatcher.update(pool_view(sleeping(failed, may_wait=False), version=2))
+        error = await error_of(stream)
+        assert isinstance(error, ModelUnavailableError)
+        assert "no such file" in error.message
+        with pytest.raises(ModelUnavailableError):
+            submit(dispatcher)
+
+
+async def test_those_that_wait_for_a_sleeping_model_are_bounded_and_have_a_deadline() -> None:
+    async with dispatching({}, timeout_s=0.05) as dispatcher:
+        dispatcher.update(pool_view(sleeping()))
+        streams = [submit(dispatcher) for _ in range(8)]
+        with pytest.raises(QueueFullError):
+            submit(dispatcher)
+        assert isinstance(await error_of(streams[0]), DeadlineError)
+
+
+async def test_a_served_models_requests_wake_nobody() -> None:
+    async with dispatching({"a": ScriptedWorker()}) as dispatcher:
+        submit(dispatcher)
+        assert not dispatcher.starved.is_set()
+        await settle()
+        assert [(load.queued, dict(load.running)) for _, load in dispatcher.loads] == [(0, {"a": 1})]

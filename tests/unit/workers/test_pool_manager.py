@@ -50,6 +50,7 @@ class FakeCluster:
 class FakeDeployment:
     """Notes nothing, runs nothing; its removal waits for `released`, or fails."""
 
+    lacks_room = False
     released: asyncio.Event
     stop_error: Exception | None = None
 
@@ -57,6 +58,8 @@ class FakeDeployment:
         self.model = model
 
     def start(self, adopted: object = ()) -> None: ...
+
+    def follow(self, scaler: object, now: float) -> None: ...
 
     async def wait_until_settled(self, timeout_s: float) -> None: ...
 
@@ -126,4 +129,4 @@ async def test_a_removal_that_fails_is_forgotten_all_the_same(
     manager = PoolManager()
     await manager.add([ENTRY])
     await manager.remove(["a/b"])
-    assert await manager.add([ENTRY]) == ["a/b"]
+    assert (await manager.add([ENTRY])).added == ("a/b",)

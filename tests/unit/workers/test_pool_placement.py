@@ -63,7 +63,7 @@ def test_each_further_worker_has_a_bundle_of_its_own() -> None:
 def test_an_accelerator_is_asked_for_as_ray_does_and_for_the_front_only() -> None:
     wanted = placement_for(entry(actor_options={"accelerator_type": "H100"}, type_="DeepSpeed", num_workers=2))
     assert list(wanted.bundles) == [{"CPU": 1, "accelerator_type:H100": 0.001}, {"CPU": 1}]
-    assert explain_pending(wanted, [LARGE]).endswith("; no node offers accelerator_type:H100")
+    assert explain_pending(wanted, [LARGE]).text.endswith("; no node offers accelerator_type:H100")
 
 
 SMALL = Node("small", {"CPU": 2, "memory": 2**30})
@@ -112,4 +112,6 @@ G5 = Node("g5", {"CPU": 1, "instance_type_g5": 1})
     ],
 )
 def test_the_reason_names_what_is_missing(wanted: Placement, nodes: list[Node], expected: str) -> None:
-    assert explain_pending(wanted, nodes) == expected
+    reason = explain_pending(wanted, nodes)
+    assert reason.text == expected
+    assert reason.is_lasting is not expected.endswith("busy now"), "busy nodes have room again one day"

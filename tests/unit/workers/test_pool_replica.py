@@ -11,10 +11,14 @@ import pytest
 from model_registry.contract import ReplicaState, WorkerStatus
 from model_registry.schema import RegistryEntry
 from workers.pool import replica as replica_module
-from workers.pool.deployment import Deployment
+from workers.pool.deployment import LEAST_STAY_S, Deployment
+from workers.pool.placement import PendingReason, Resources
 from workers.pool.replica import TRANSITIONS, Replica, ReplicaFailedError
-from workers.pool.state import PoolOptions, WantedModel
+from workers.pool.state import PoolOptions, Revision, WantedModel
 from workers.report import WorkerPhase, WorkerReport
+
+BUSY = PendingReason("pending: needs {CPU: 1}; fits node a, busy now", is_lasting=False)
+NO_G5 = PendingReason("pending: no node offers g5", is_lasting=True)
 
 
 class FakeWorker:
@@ -26,6 +30,7 @@ class FakeWorker:
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.load_error: str | None = None
         self.calls: list[str] = []
+        self.configured: list[RegistryEntry] = []
         self.drain_timeout_s = 0.0
         self.status = WorkerStatus()
         self.phase = WorkerPhase.LOADING
@@ -52,6 +57,9 @@ class FakeWorker:
             status=self.status,
         )
 
+    async def reconfigure(self, entry: RegistryEntry) -> None:
+        self.configured.append(entry)
+
     async def drain(self, timeout_s: float) -> bool:
         self.calls.append("drain")
         self.drain_timeout_s = timeout_s
@@ -70,14 +78,17 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.worker = FakeWorker()
-        self.pending: str | None = None
+        self.pending: PendingReason | None = None
         self.removed = 0
 
     async def launch(self) -> FakeWorker:
         return self.worker
 
-    async def why_pending(self) -> str | None:
+    async def why_pending(self) -> PendingReason | None:
         return self.pending
+
+    async def reserved(self) -> tuple[tuple[str, Resources], ...]:
+        return (("node", {"CPU": 1}),)
 
     async def remove(self) -> None:
         self.removed += 1
@@ -104,9 +115,8 @@ def state_of(replica: Replica) -> ReplicaState:
 async def running(
     host: FakeHost, load_timeout_s: float = 10, place_timeout_s: float | None = None
 ) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
-    replica = Replica(
-        "r1", host, load_timeout_s=load_timeout_s, place_timeout_s=place_timeout_s, on_change=lambda: None
-    )
+    made_from = entry(pg_timeout_s=place_timeout_s)
+    replica = Replica("r1", made_from, host, load_timeout_s=load_timeout_s, on_change=lambda: None)
     task = asyncio.create_task(replica.run())
     yield replica, task
     task.cancel()
@@ -133,7 +143,7 @@ async def test_a_replica_goes_from_pending_over_starting_to_ready_and_keeps_its_
 
 async def test_a_replica_without_a_place_says_why_for_as_long_as_it_takes() -> None:
     host = FakeHost()
-    host.pending = "pending: no node offers g5"
+    host.pending = NO_G5
     async with running(host, load_timeout_s=0.05) as (replica, task):
         await until(lambda: replica.detail == "pending: no node offers g5")
         await asyncio.sleep(0.1)
@@ -143,7 +153,7 @@ async def test_a_replica_without_a_place_says_why_for_as_long_as_it_takes() -> N
 
 async def test_a_place_that_does_not_come_in_time_ends_it_with_what_it_waited_for() -> None:
     host = FakeHost()
-    host.pending = "pending: no node offers g5"
+    host.pending = NO_G5
     async with running(host, place_timeout_s=0.05) as (replica, task):
         with pytest.raises(ReplicaFailedError, match=r"within 0\.05 s .*pg_timeout_s.*: pending: no node offers"):
             await asyncio.wait_for(task, 2)
@@ -234,20 +244,30 @@ def test_nothing_leaves_draining_or_failed() -> None:
 
 
 def deployment_of(num_replicas: int, hosts: list[FakeHost], **scaling: float) -> Deployment:
-    def make_host(_: str) -> FakeHost:
+    def make_host(_entry: RegistryEntry, _replica_id: str) -> FakeHost:
         hosts.append(FakeHost())
-        hosts[-1].pending = "pending: no node offers g5" if scaling else None
+        hosts[-1].pending = NO_G5 if scaling else None
         return hosts[-1]
 
-    entry = RegistryEntry.model_validate(
+    return Deployment(
+        wanted(entry(num_replicas, **scaling)), lambda: PoolOptions(drain_timeout_s=1), make_host, lambda: None
+    )
+
+
+def entry(num_replicas: int = 1, **scaling: float | None) -> RegistryEntry:
+    return RegistryEntry.model_validate(
         {
             "model_config": {"model_id": "a/b", "initialization": {"initializer": {"type": "Echo"}}},
             "deployment_config": {"autoscaling_config": {"min_replicas": num_replicas, "max_replicas": num_replicas}},
             "scaling_config": scaling,
         }
     )
-    model = WantedModel(entry=entry, deployment_id="d1", created=5)
-    return Deployment(model, lambda: PoolOptions(drain_timeout_s=1), make_host, lambda: None)
+
+
+def wanted(*entries: RegistryEntry) -> WantedModel:
+    """Each entry a revision of its own: d1, d2 …"""
+    revisions = tuple(Revision(revision_id=f"d{number}", entry=one) for number, one in enumerate(entries, 1))
+    return WantedModel(revisions=revisions, created=5)
 
 
 def bring_up(host: FakeHost) -> None:
@@ -343,3 +363,163 @@ async def test_a_later_drain_timeout_holds_for_a_living_deployment() -> None:
     await until(lambda: deployment.view.replicas[0].state is ReplicaState.READY)
     await deployment.stop()
     assert hosts[0].worker.drain_timeout_s == 7
+
+
+async def ready(deployment: Deployment, num_replicas: int) -> None:
+    await until(lambda: sum(one.state is ReplicaState.READY for one in deployment.view.replicas) == num_replicas)
+
+
+def may_wait(deployment: Deployment) -> bool:
+    return deployment.view.may_wait
+
+
+def ids(deployment: Deployment) -> list[str]:
+    return [replica.replica_id for replica in deployment.view.replicas]
+
+
+@asynccontextmanager
+async def deployed(num_replicas: int) -> AsyncIterator[tuple[Deployment, list[FakeHost]]]:
+    """A deployment all of whose replicas serve."""
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(num_replicas, hosts)
+    deployment.start()
+    for host in hosts:
+        bring_up(host)
+    await ready(deployment, num_replicas)
+    yield deployment, hosts
+    await deployment.stop()
+
+
+async def test_more_replicas_are_added_and_the_idle_ones_drained_when_fewer_are_wanted() -> None:
+    async with deployed(1) as (deployment, hosts):
+        deployment.scale_to(2)
+        assert len(hosts) == 2
+        bring_up(hosts[1])
+        await ready(deployment, 2)
+        before = ids(deployment)
+        hosts[1].worker.status = WorkerStatus(num_running=1)
+        await until(lambda: deployment._slots[1].replica.num_ongoing == 1)
+        deployment.scale_to(1)
+        await until(lambda: ids(deployment) == [before[1]])
+        assert hosts[0].worker.calls == ["drain", "stop"]
+        assert hosts[0].removed == 1
+        assert deployment.view.num_wanted == 1
+
+
+async def test_changed_settings_reach_every_living_worker_and_those_that_come_later() -> None:
+    async with deployed(1) as (deployment, hosts):
+        changed = entry(1, pg_timeout_s=7)
+        deployment.update(WantedModel(revisions=(Revision(revision_id="d1", entry=changed),), created=5))
+        await until(lambda: hosts[0].worker.configured[-1] is changed)
+        assert len(hosts) == 1
+        assert deployment.view.entry is changed
+        deployment.scale_to(2)
+        bring_up(hosts[1])
+        await ready(deployment, 2)
+        assert hosts[1].worker.configured == [changed]
+
+
+async def test_a_new_revision_serves_before_the_old_one_is_drained() -> None:
+    async with deployed(1) as (deployment, hosts):
+        old, changed = entry(1), entry(1, num_cpus_per_worker=2)
+        deployment.update(wanted(old, changed))
+        assert [one.split("-")[0] for one in ids(deployment)] == ["d1", "d2"]
+        assert (deployment.view.entry, deployment.view.num_outdated) == (old, 1)
+        assert hosts[0].worker.calls == []
+        bring_up(hosts[1])
+        await until(lambda: [one.split("-")[0] for one in ids(deployment)] == ["d2"])
+        assert hosts[0].worker.calls == ["drain", "stop"]
+        assert (deployment.view.entry, deployment.view.num_outdated) == (changed, 0)
+        assert [one.revision_id for one in deployment.living_revisions] == ["d2"]
+
+
+async def test_without_room_for_both_the_old_replica_goes_and_requests_may_wait_for_the_new_one() -> None:
+    async with deployed(1) as (deployment, hosts):
+        assert not may_wait(deployment)
+        deployment.update(wanted(entry(1), entry(1, num_cpus_per_worker=2)))
+        hosts[1].pending = BUSY
+        await until(lambda: "drain" in hosts[0].worker.calls)
+        await until(lambda: len(ids(deployment)) == 1)
+        assert may_wait(deployment)
+        hosts[1].pending = None
+        bring_up(hosts[1])
+        await ready(deployment, 1)
+        assert not may_wait(deployment)
+
+
+async def test_a_new_revision_that_fails_leaves_the_old_one_serving_and_says_why() -> None:
+    async with deployed(1) as (deployment, hosts):
+        deployment.update(wanted(entry(1), entry(1, num_cpus_per_worker=2)))
+        hosts[1].worker.load_error = "no such file"
+        bring_up(hosts[1])
+        await until(lambda: "no such file" in deployment.view.replicas[1].detail)
+        assert deployment.view.replicas[0].state is ReplicaState.READY
+        assert hosts[0].worker.calls == []
+        deployment.update(wanted(entry(1), entry(1, num_cpus_per_worker=2), entry(1, num_cpus_per_worker=3)))
+        await until(lambda: [one.split("-")[0] for one in ids(deployment)] == ["d1", "d3"])
+
+
+async def test_an_evicted_replica_is_drained_and_no_other_takes_its_place() -> None:
+    async with deployed(2) as (deployment, hosts):
+        first = ids(deployment)[0]
+        deployment.evict(first)
+        await until(lambda: first not in ids(deployment))
+        assert hosts[0].worker.calls == ["drain", "stop"]
+        assert (len(hosts), deployment.view.num_wanted) == (2, 1)
+
+
+def sleeping_entry(**autoscaling: int) -> RegistryEntry:
+    made = entry(1)
+    section = made.deployment.autoscaling_config.model_copy(update={"min_replicas": 0, **autoscaling})
+    return made.model_copy(update={"deployment": made.deployment.model_copy(update={"autoscaling_config": section})})
+
+
+async def test_only_replicas_beyond_the_least_may_be_asked_to_go_and_of_the_busy_only_those_that_stayed() -> None:
+    async with deployed(2) as (deployment, hosts):
+        assert await deployment.residents(busy_too=True) == []
+        deployment.update(wanted(sleeping_entry(max_replicas=2)))
+        first, second = (slot.replica for slot in deployment._slots)
+        hosts[1].worker.status = WorkerStatus(num_running=1)
+        await until(lambda: second.num_ongoing == 1)
+        assert [one.replica_id for one in await deployment.residents(busy_too=False)] == [first.replica_id]
+        assert [one.replica_id for one in await deployment.residents(busy_too=True)] == [first.replica_id]
+        second._ready_at = (second._ready_at or 0.0) - LEAST_STAY_S
+        assert len(await deployment.residents(busy_too=True)) == 2
+        assert (await deployment.residents(busy_too=True))[0].reserved == (("node", {"CPU": 1}),)
+
+
+async def test_requests_may_wait_for_a_model_that_sleeps_until_its_load_fails_or_no_node_can_hold_it() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(1, hosts)
+    deployment.model = wanted(sleeping_entry())
+    deployment.target = 0
+    deployment.start()
+    assert may_wait(deployment)
+    assert deployment.view.replicas == ()
+    deployment.scale_to(1)
+    hosts[0].pending = BUSY
+    await until(lambda: deployment.lacks_room)
+    assert may_wait(deployment)
+    hosts[0].pending = NO_G5
+    await until(lambda: not deployment.lacks_room)
+    assert not may_wait(deployment), "nothing on these nodes will ever serve it"
+    hosts[0].pending = None
+    hosts[0].worker.load_error = "no such file"
+    bring_up(hosts[0])
+    await until(lambda: "next attempt in" in deployment.view.replicas[0].detail)
+    assert not may_wait(deployment)
+    await deployment.stop()
+
+
+async def test_replicas_of_an_older_revision_are_adopted_and_replaced() -> None:
+    hosts: list[FakeHost] = []
+    deployment = deployment_of(1, hosts)
+    deployment.model = wanted(entry(1), entry(1, num_cpus_per_worker=2))
+    deployment.start(adopted=["d1-old"])
+    hosts[0].worker.phase = WorkerPhase.SERVING
+    bring_up(hosts[0])
+    await ready(deployment, 1)
+    assert [one.split("-")[0] for one in ids(deployment)] == ["d1", "d2"]
+    bring_up(hosts[1])
+    await until(lambda: [one.split("-")[0] for one in ids(deployment)] == ["d2"])
+    await deployment.stop()

@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from model_registry.loader import ZOO, load_registry
-from workers.pool.state import PoolOptions, PoolState, WantedModel, decode_state, encode_state
+from workers.pool.state import PoolOptions, PoolState, Revision, WantedModel, decode_state, encode_state
 
 
 def test_every_entry_of_the_zoo_survives_being_remembered() -> None:
     entries = load_registry(ZOO).entries.values()
-    models = tuple(WantedModel(entry=entry, deployment_id="ab", created=1) for entry in entries)
+    models = tuple(WantedModel(revisions=(Revision(revision_id="ab", entry=entry),), created=1) for entry in entries)
     state = PoolState(secret="s", options=PoolOptions(load_timeout_s=3), models=models)
     remembered = decode_state(encode_state(state))
     assert remembered == state

@@ -1,0 +1,60 @@
+"""What a changed file means for a model that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from model_registry.changes import SETTINGS, Change, change_between
+from model_registry.schema import RegistryEntry
+
+
+def entry(**sections: dict[str, Any]) -> RegistryEntry:
+    model = {"model_id": "a/b", "initialization": {"initializer": {"type": "SingleDevice", "dtype": "float32"}}}
+    return RegistryEntry.model_validate({**sections, "model_config": {**model, **sections.get("model_config", {})}})
+
+
+def test_the_same_file_changes_nothing() -> None:
+    assert change_between(entry(), entry()) is Change.NONE
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"deployment_config": {"autoscaling_config": {"max_replicas": 3}}},
+        {"deployment_config": {"max_ongoing_requests": 9}},
+        {"deployment_config": {"max_queued_requests": 9}},
+        {"model_config": {"model_description": "Small."}},
+        {"model_config": {"max_input_words": 9}},
+        {"model_config": {"generation": {"max_input_words": 9}}},
+        {"model_config": {"generation": {"max_input_tokens": 9}}},
+        {"model_config": {"generation": {"generate_kwargs": {"temperature": 0.1}}}},
+        {"model_config": {"generation": {"prompt_format": "Q: {instruction}"}}},
+        {"model_config": {"generation": {"stopping_sequences": ["Q:"]}}},
+        {"scaling_config": {"pg_timeout_s": 9}},
+    ],
+)
+def test_settings_take_effect_without_new_replicas(sections: dict[str, Any]) -> None:
+    assert change_between(entry(), entry(**sections)) is Change.SETTINGS
+
+
+def test_every_setting_has_its_case_above() -> None:
+    (cases,) = (mark.args[1] for mark in test_settings_take_effect_without_new_replicas.pytestmark)
+    assert len(cases) == len(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model_config": {"generation": {"max_batch_size": 2}}},
+        {"model_config": {"generation": {"kv_cache_tokens": 64}}},
+        {"model_config": {"initialization": {"initializer": {"type": "SingleDevice", "dtype": "bfloat16"}}}},
+        {"scaling_config": {"num_cpus_per_worker": 2}},
+        {"deployment_config": {"ray_actor_options": {"memory": 1.0}}},
+    ],
+)
+def test_what_is_loaded_or_reserved_needs_new_replicas_also_beside_a_setting(sections: dict[str, Any]) -> None:
+    assert change_between(entry(), entry(**sections)) is Change.REPLICAS
+    both = {**sections, "deployment_config": {**sections.get("deployment_config", {}), "max_queued_requests": 9}}
+    assert change_between(entry(), entry(**both)) is Change.REPLICAS
