@@ -36,6 +36,7 @@ _MESSAGES: Final = {
     "greater_than_equal": "{given} is not greater than or equal to {ge}",
     "less_than": "{given} is not less than {lt}",
     "less_than_equal": "{given} is not less than or equal to {le}",
+    "too_short": "holds {actual_length}, at least {min_length} are needed",
     "literal_error": "{given} is not one of {expected}",
     "string_pattern_mismatch": "{given} does not match {pattern}",
     "value_error": "{error}",

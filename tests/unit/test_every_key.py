@@ -124,6 +124,12 @@ PROVEN_BY: Final[Mapping[str, str]] = {
     "model_config.initialization.python_package.file": f"{_PACKAGE}::test_a_wheel_without_the_file_is_named",
     "model_config.initialization.python_package.sha256": f"{_PACKAGE}"
     "::test_a_wrong_checksum_names_both_and_leaves_no_file",
+    "model_config.initialization.python_package.parts.distribution": f"{_PACKAGE}"
+    "::test_a_part_that_is_not_in_its_wheel_is_named_and_nothing_stays",
+    "model_config.initialization.python_package.parts.version": f"{_PACKAGE}"
+    "::test_installed_parts_are_read_where_they_are_and_the_others_fetched",
+    "model_config.initialization.python_package.parts.file": f"{_PACKAGE}"
+    "::test_a_file_in_parts_is_joined_from_their_wheels_once",
     "model_config.initialization.initializer[Echo].type": "tests/unit/workers/test_initializers_base.py"
     "::test_the_type_chooses_the_initializer",
     "model_config.initialization.initializer[Echo].step_time_s": "tests/unit/workers/test_initializers_echo.py"

