@@ -52,7 +52,9 @@ def create_app(settings: GatewaySettings, pool: PoolSource, connect: Connect) ->
     )
     app.state.settings = settings
     app.state.metrics = Metrics(CollectorRegistry())
-    app.state.dispatcher = Dispatcher(connect, app.state.metrics, request_timeout_s=settings.request_timeout_s)
+    app.state.dispatcher = Dispatcher(
+        connect, app.state.metrics, request_timeout_s=settings.request_timeout_s, routing=settings.routing
+    )
     app.state.pool = pool
     for part in (completions, chat, models, health, metrics):
         app.include_router(part.router)

@@ -11,6 +11,8 @@ from typing import Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.routing import RoutingPolicy
+
 PREFIX = "AVIARY_"
 
 
@@ -34,6 +36,10 @@ class GatewaySettings(BaseSettings):
     body_timeout_s: float = Field(30.0, gt=0, description="Seconds a client has to send its headers, and its body.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds open requests get to finish at shutdown.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
+    routing: RoutingPolicy = Field(
+        RoutingPolicy.AFFINITY,
+        description="How a replica is chosen: by prefix and session within bounds of its load, or by load alone.",
+    )
     max_choices: int = Field(8, ge=1, le=128, description="Largest `n` of a request.")
 
     @classmethod
