@@ -59,7 +59,9 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = Metrics(CollectorRegistry())
-    app.state.dispatcher = Dispatcher(connect, app.state.metrics, request_timeout_s=settings.request_timeout_s)
+    app.state.dispatcher = Dispatcher(
+        connect, app.state.metrics, request_timeout_s=settings.request_timeout_s, routing=settings.routing
+    )
     app.state.pool = pool
     app.state.reload = reload
     for part in (completions, chat, models, health, metrics, admin):

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from gateway.channel import Connect
@@ -33,6 +34,7 @@ from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.model_lane import ModelLane
 from gateway.output_stream import OutputStream
+from gateway.routing import Router, RoutingPolicy
 from gateway.ticket import Submission, Ticket, TicketState
 from gateway.worker_link import WorkerLink
 from model_registry.contract import (
@@ -73,10 +75,18 @@ class _Job:
 class Dispatcher:
     """The one owner of all tickets and links of a gateway."""
 
-    def __init__(self, connect: Connect, metrics: Metrics, *, request_timeout_s: float) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        metrics: Metrics,
+        *,
+        request_timeout_s: float,
+        routing: RoutingPolicy = RoutingPolicy.AFFINITY,
+    ) -> None:
         self._connect = connect
         self._metrics = metrics
         self._request_timeout_s = request_timeout_s
+        self._routing = routing
         self._lanes: dict[str, ModelLane] = {}
         self._outages: dict[ModelLane, asyncio.TimerHandle] = {}
         self._jobs: dict[OutputStream, _Job] = {}
@@ -182,7 +192,7 @@ class Dispatcher:
 
     def link_down(self, link: WorkerLink, lost: Sequence[Ticket]) -> None:
         for ticket in reversed(lost):
-            ticket.num_losses += 1
+            ticket.note_loss(link.replica_id)
             logger.warning(
                 "request %s lost replica %s of %s under it", ticket.submission.trace_id, link.replica_id, link.model_id
             )
@@ -216,6 +226,7 @@ class Dispatcher:
         else:
             self._metrics.later_output(model_id, now - ticket.last_output_at, len(output.token_ids))
         ticket.last_output_at = now
+        ticket.num_generated_tokens += len(output.token_ids)
         self._metrics.tokens(model_id, len(output.token_ids))
         if output.usage is not None and ticket.index == 0:
             self._metrics.prompt(model_id, output.usage)
@@ -313,7 +324,8 @@ class Dispatcher:
         self._flush_soon()
 
     def _add_model(self, model: ModelView) -> ModelLane:
-        lane = self._lanes[model.model_id] = ModelLane(model)
+        on_routed = partial(self._metrics.routed, model.model_id)
+        lane = self._lanes[model.model_id] = ModelLane(model, Router(self._routing), on_routed)
         self._metrics.watch_model(lane.model_id, lambda: self._num_running(lane.model_id), lambda: lane.num_queued)
         return lane
 

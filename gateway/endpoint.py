@@ -34,6 +34,15 @@ _LARGE_BODY_BYTES = 64 * 1024
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics of requests whose client went away; nobody else ever sees it."""
 
+SESSION_HEADER = "x-session-id"
+_SESSION_PARAMETER: dict[str, Any] = {
+    "in": "header",
+    "name": SESSION_HEADER,
+    "schema": {"type": "string"},
+    "description": "Requests with the same id go to the same replica where load allows; "
+    "comes before `prompt_cache_key` and `user`.",
+}
+
 RequestT = TypeVar("RequestT", bound=GenerationFields)
 T = TypeVar("T")
 
@@ -58,9 +67,12 @@ class GenerationEndpoint(Generic[RequestT]):
 
     @property
     def request_body(self) -> dict[str, Any]:
-        """For the OpenAPI document."""
+        """For the OpenAPI document, with the one header that matters beside it."""
         schema = self.request_type.body_schema()
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        return {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "parameters": [_SESSION_PARAMETER],
+        }
 
     async def answer(self, http: Request) -> Response:
         """The response to one request. Raises `ApiError`, which the error middleware answers."""
@@ -102,6 +114,7 @@ class GenerationEndpoint(Generic[RequestT]):
             prompt_param=self.prompt_param,
             trace_id=http.state.request_id,
             received_at=http.state.received_at,
+            session=http.headers.get(SESSION_HEADER) or request.session,
         )
         stream = dispatcher.submit(submission)
         return Completion(stream, plan.shape, request.num_choices, usage_chunk=request.wants_usage_chunk)

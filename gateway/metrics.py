@@ -13,6 +13,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.errors import ApiError, ModelNotFoundError, OverloadedError
+from gateway.routing import RoutingReason
 from model_registry.contract import FinishReason, ModelView, ReplicaState, SequenceTiming, Usage, WorkerStatus
 
 UNKNOWN_MODEL: Final = "unknown"
@@ -56,6 +57,9 @@ class Metrics:
         self._generation_tokens = counter("generation_tokens", "Tokens received from workers for somebody.", "model")
         self._cached_tokens = counter("cached_tokens", "Prompt tokens that came from the prefix cache.", "model")
         self._wasted_tokens = counter("wasted_tokens", "Tokens received after nobody wanted them any more.", "model")
+        self._routed = counter(
+            "routing_decisions", "Sequences sent to a replica, by why to that one.", "model", "reason"
+        )
         self._running = Gauge(
             "requests_running", "Sequences that workers have from this gateway.", ("model",),
             namespace="aviary", registry=registry,
@@ -142,6 +146,9 @@ class Metrics:
 
     def tokens(self, model: str, num_tokens: int) -> None:
         self._generation_tokens.labels(model).inc(num_tokens)
+
+    def routed(self, model: str, reason: RoutingReason) -> None:
+        self._routed.labels(model, reason.value).inc()
 
     def tokens_wasted(self, model: str, num_tokens: int) -> None:
         self._wasted_tokens.labels(model).inc(num_tokens)

@@ -1,16 +1,27 @@
 """One deployed model inside the dispatcher: its links, the queue before them, and who goes where.
 
-Knows nothing of time, tasks or HTTP; the dispatcher, its only user, does what it says.
+Knows nothing of time, tasks or HTTP; the dispatcher, its only user, does what it says. Which replica suits a request is
+`routing`'s to say.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
 from gateway.load import Load
+from gateway.routing import (
+    BYTES_PER_TOKEN,
+    EXPECTED_TOKENS,
+    Candidate,
+    Demand,
+    Fingerprint,
+    Router,
+    RoutingReason,
+    expected_tokens,
+)
 from gateway.ticket import Ticket
 from gateway.worker_link import WorkerLink
 from model_registry.contract import ModelView, ReplicaState
@@ -27,12 +38,15 @@ _NUM_REMEMBERED: Final = 64
 class ModelLane:
     """Queue and links of one model."""
 
-    def __init__(self, view: ModelView) -> None:
+    def __init__(self, view: ModelView, router: Router, on_routed: Callable[[RoutingReason], None]) -> None:
+        """`on_routed` is told of every decision of the router."""
         self.view = view
         self.links: dict[str, WorkerLink] = {}
         """By replica id: the replicas that are wanted, connected or not."""
         self.is_out = False
         """No replica could be reached for so long that requests are refused."""
+        self._router = router
+        self._on_routed = on_routed
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
         self._finished_at: deque[float] = deque(maxlen=_NUM_REMEMBERED)
 
@@ -135,17 +149,43 @@ class ModelLane:
         self._finished_at.append(now)
 
     def assign(self) -> Iterator[tuple[WorkerLink, list[Ticket]]]:
-        """Takes from the queue, in order, what the links have room for; each ticket goes to the least loaded."""
+        """Takes from the queue, in order, what the links have room for; the router says which of them gets it."""
+        links = {link.replica_id: link for link in self.links.values() if link.takes_work}
+        self._router.retain(links)
         limit = self.view.entry.max_ongoing_requests
-        rooms = {link: room for link in self.links.values() if (room := link.room(limit))}
-        batches: dict[WorkerLink, list[Ticket]] = {}
-        while self._queue and rooms:
-            link = max(rooms, key=lambda one: rooms[one])
-            batches.setdefault(link, []).append(self._queue.popitem(last=False)[0])
-            rooms[link] -= 1
-            if not rooms[link]:
-                del rooms[link]
-        yield from batches.items()
+        if not self._queue or not any(link.room(limit) for link in links.values()):
+            return
+        candidates = [_candidate(link, link.room(limit)) for link in links.values()]
+        batches: dict[str, list[Ticket]] = {}
+        submission, fingerprint = None, Fingerprint()
+        while self._queue and any(one.room for one in candidates):
+            ticket, _ = self._queue.popitem(last=False)
+            if ticket.submission is not submission:
+                submission = ticket.submission
+                fingerprint = self._router.fingerprint(submission.prompt, submission.session)
+            route = ticket.route = self._router.route(_demand(ticket, fingerprint), candidates)
+            batches.setdefault(route.replica_id, []).append(ticket)
+            self._on_routed(route.reason)
+        yield from ((links[replica_id], tickets) for replica_id, tickets in batches.items())
+
+
+def _candidate(link: WorkerLink, room: int) -> Candidate:
+    return Candidate(
+        replica_id=link.replica_id,
+        room=room,
+        num_own_tokens=link.num_tokens_left,
+        num_foreign_tokens=link.num_foreign * EXPECTED_TOKENS,
+        kv_cache_usage=link.kv_cache_usage,
+    )
+
+
+def _demand(ticket: Ticket, fingerprint: Fingerprint) -> Demand:
+    return Demand(
+        fingerprint=fingerprint,
+        num_prompt_tokens=ticket.num_bytes // BYTES_PER_TOKEN,
+        num_tokens_to_generate=expected_tokens(ticket.base.sampling.max_tokens, 0),
+        avoid=ticket.lost_replicas,
+    )
 
 
 def unavailable_reason(view: ModelView) -> str:

@@ -11,6 +11,8 @@ from typing import Self
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.routing import RoutingPolicy
+
 PREFIX = "AVIARY_"
 
 
@@ -36,6 +38,10 @@ class GatewaySettings(BaseSettings):
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest request body.")
     admin_key: SecretStr | None = Field(
         None, min_length=16, description="What `/admin` endpoints ask for; they are closed when absent."
+    )
+    routing: RoutingPolicy = Field(
+        RoutingPolicy.AFFINITY,
+        description="How a replica is chosen: by prefix and session within bounds of its load, or by load alone.",
     )
     max_choices: int = Field(8, ge=1, le=128, description="Largest `n` of a request.")
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from gateway.output_stream import OutputStream
+from gateway.routing import Route, expected_tokens
 from model_registry.contract import GenerationRequest, Prompt, SamplingParams
 
 
@@ -33,6 +34,8 @@ class Submission:
     """What its client and the logs know it by."""
     received_at: float
     """When its HTTP request came in, by `time.monotonic`."""
+    session: str | None = field(default=None, repr=False)
+    """What its client calls the session it belongs to."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -50,6 +53,11 @@ class Ticket:
     num_attempts: int = 0
     num_losses: int = 0
     """Workers that died under it."""
+    lost_replicas: set[str] = field(default_factory=set)
+    """The replicas they were."""
+    route: Route | None = None
+    """Where it was sent last, and why."""
+    num_generated_tokens: int = 0
     sent_at: float = 0.0
     last_output_at: float | None = None
     request: GenerationRequest = field(init=False)
@@ -61,6 +69,17 @@ class Ticket:
     @property
     def has_output(self) -> bool:
         return self.last_output_at is not None
+
+    @property
+    def num_tokens_left(self) -> int:
+        """About what its worker still has to compute for it: its prompt until the first output, and its text."""
+        num_prompt_tokens = 0 if self.has_output or self.route is None else self.route.num_prompt_tokens
+        return num_prompt_tokens + expected_tokens(self.base.sampling.max_tokens, self.num_generated_tokens)
+
+    def note_loss(self, replica_id: str) -> None:
+        """A worker died under it."""
+        self.num_losses += 1
+        self.lost_replicas.add(replica_id)
 
     def mark_sent(self, now: float) -> None:
         self.state = TicketState.SENT

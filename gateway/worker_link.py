@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from gateway.channel import Channel, ChannelClosedError, Connect
 from gateway.ticket import Ticket
-from model_registry.contract import Frame, GenerationRequest, SubmitBatch
+from model_registry.contract import Frame, GenerationRequest, SubmitBatch, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,12 @@ class WorkerLink:
         """The worker refused a ticket for lack of room; cleared by its next frame."""
         self.is_retired = False
         """The replica gets nothing new, and is not connected to again."""
+        self.kv_cache_usage = 0.0
+        """As its last frame said."""
+        self.num_foreign = 0
+        """Sequences that it had from other gateways then; too few while ours are on their way to it."""
+        self._num_tokens_left: int | None = None
+        """None: to be counted again, since something has changed."""
         self._has_frame = False
         """The present connection has shown that the worker works, not only that it listens."""
         self._connect = connect
@@ -82,18 +88,27 @@ class WorkerLink:
         usable = self.takes_work and not self.is_full
         return max(0, max_ongoing_requests - len(self.in_flight)) if usable else 0
 
+    @property
+    def num_tokens_left(self) -> int:
+        """About what the replica still has to compute for this gateway."""
+        if self._num_tokens_left is None:
+            self._num_tokens_left = sum(ticket.num_tokens_left for ticket in self.in_flight.values())
+        return self._num_tokens_left
+
     def send(self, tickets: Sequence[Ticket]) -> None:
         """All tickets in one batch, or in several when they are large."""
         if self._channel is None:
             raise ChannelClosedError(f"replica {self.replica_id} is not connected")
         for ticket in tickets:
             self.in_flight[ticket.request.request_id] = ticket
+        self._num_tokens_left = None
         for batch in _batches(tickets):
             self._channel.submit(batch)
 
     def release(self, ticket: Ticket) -> None:
         """Forgets the ticket, if it is here."""
         self.in_flight.pop(ticket.request.request_id, None)
+        self._num_tokens_left = None
 
     def abort(self, request_ids: Sequence[str]) -> None:
         if self._channel is not None and self.is_connected:
@@ -126,6 +141,7 @@ class WorkerLink:
         self._channel = channel
         self.is_connected = True
         self.is_full = False
+        self._note_status(WorkerStatus())
         logger.info("replica %s of %s is connected", self.replica_id, self.model_id)
         self._listener.link_up(self)
         async with aclosing(channel.frames()) as frames:
@@ -134,6 +150,12 @@ class WorkerLink:
                 self.is_full = False
                 self._has_frame = True
                 self._listener.link_frame(self, frame)
+                self._note_status(frame.status)
+
+    def _note_status(self, status: WorkerStatus) -> None:
+        self.kv_cache_usage = status.kv_cache_usage
+        self._num_tokens_left = None
+        self.num_foreign = max(status.num_running + status.num_waiting - len(self.in_flight), 0)
 
     @staticmethod
     async def _next(frames: AsyncGenerator[Frame, None]) -> Frame:

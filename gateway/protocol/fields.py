@@ -22,13 +22,11 @@ INT64_MAX = 2**63 - 1
 NO_EFFECT: dict[str, str] = {
     "metadata": "labels of OpenAI's dashboard",
     "moderation": "OpenAI's own filter",
-    "prompt_cache_key": "prefixes are cached whatever their key",
     "prompt_cache_options": "prefixes are cached as long as there is room",
     "prompt_cache_retention": "prefixes are cached as long as there is room",
     "safety_identifier": "whom OpenAI blames",
     "service_tier": "OpenAI's price list",
     "store": "nothing is ever stored",
-    "user": "whom OpenAI blames",
 }
 """Fields that only steer OpenAI's own service: accepted, and without effect here."""
 
@@ -81,6 +79,10 @@ class GenerationFields(RequestModel):
     use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
     stream: bool | None = Field(None, description="Answer in server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    prompt_cache_key: str | None = Field(
+        None, description="Requests with the same key go to the same replica where load allows."
+    )
+    user: str | None = Field(None, description="The same, where no `prompt_cache_key` is given.")
 
     logit_bias: only_neutral({}) = None  # type: ignore[valid-type]
     min_p: only_neutral(0, 0.0) = None  # type: ignore[valid-type]
@@ -115,6 +117,11 @@ class GenerationFields(RequestModel):
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def session(self) -> str | None:
+        """What requests that belong together have in common."""
+        return self.prompt_cache_key or self.user
 
     @property
     def wants_usage_chunk(self) -> bool:

@@ -95,8 +95,8 @@ class ScriptedWorker:
     def abort(self, request_ids: Sequence[str]) -> None:
         self.aborted += request_ids
 
-    def emit(self, *outputs: SequenceOutput) -> None:
-        frame = Frame(outputs=outputs, status=WorkerStatus(num_running=len(self.requests)))
+    def emit(self, *outputs: SequenceOutput, status: WorkerStatus | None = None) -> None:
+        frame = Frame(outputs=outputs, status=status or WorkerStatus(num_running=len(self.requests)))
         for listener in self._listeners:
             listener(frame)
 

@@ -30,6 +30,7 @@ from gateway.errors import (
 from gateway.metrics import Metrics
 from gateway.model_lane import UNKNOWN_WAIT_S
 from gateway.output_stream import OutputStream
+from gateway.routing import BYTES_PER_TOKEN, EXPECTED_TOKENS
 from gateway.ticket import Submission
 from model_registry.contract import (
     FaultKind,
@@ -41,6 +42,7 @@ from model_registry.contract import (
     SamplingParams,
     TextPrompt,
     TextSegment,
+    WorkerStatus,
 )
 from model_registry.schema import RegistryEntry
 from tests.support.scripted_pool import (
@@ -141,6 +143,89 @@ async def test_the_least_loaded_worker_gets_the_next_request() -> None:
             submit(dispatcher)
             await settle()
         assert (len(a.requests), len(b.requests)) == (3, 3)
+
+
+async def test_what_a_worker_says_about_itself_counts_until_it_says_otherwise() -> None:
+    a, b = ScriptedWorker(), ScriptedWorker()
+    async with dispatching({"a": a, "b": b}) as dispatcher:
+        a.emit(status=WorkerStatus(num_running=3, num_waiting=2))
+        await settle()
+        for _ in range(4):
+            submit(dispatcher)
+        await settle()
+        assert (len(a.requests), len(b.requests)) == (0, 4)
+        a.emit(status=WorkerStatus(kv_cache_usage=0.5))
+        b.emit(end_of(b.requests[0]), status=WorkerStatus(num_running=3))  # the other three of ours
+        await settle()
+        links = dispatcher._lanes[MODEL].links
+        assert [(links[name].num_foreign, links[name].kv_cache_usage) for name in "ab"] == [(0, 0.5), (0, 0.0)]
+        submit(dispatcher)
+        await settle()
+        assert (len(a.requests), len(b.requests)) == (1, 4)
+
+
+async def test_what_is_generated_is_no_longer_left_to_do() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}) as dispatcher:
+        submit(dispatcher)
+        await settle()
+        for _ in range(3):
+            worker.emit(piece_of(worker.requests[0], "x"))
+        await settle()
+        link = dispatcher._lanes[MODEL].links["a"]
+        [ticket] = link.in_flight.values()
+        assert ticket.num_generated_tokens == 3
+
+
+async def test_a_links_tokens_are_those_of_what_it_has_whatever_happens_to_it() -> None:
+    worker = ScriptedWorker()
+    long = TextPrompt((TextSegment("x" * 3_000, trusted=True),))
+    async with dispatching({"a": worker}, of=entry(ongoing=2)) as dispatcher:
+        link = dispatcher._lanes[MODEL].links["a"]
+        seen = [link.num_tokens_left]
+        stream = submit(dispatcher, prompt=long)
+        await settle()
+        seen.append(link.num_tokens_left)
+        worker.emit(piece_of(worker.requests[0], "x"))
+        await settle()
+        seen.append(link.num_tokens_left)
+        stream.close()
+        seen.append(link.num_tokens_left)
+        submit(dispatcher)
+        await settle()
+        seen.append(link.num_tokens_left)
+        worker.die()
+        await settle()
+        seen.append(link.num_tokens_left)
+        assert seen[1] > 3_000 // BYTES_PER_TOKEN + EXPECTED_TOKENS
+        assert EXPECTED_TOKENS < seen[4] < 2 * EXPECTED_TOKENS
+        assert [seen[index] for index in (0, 2, 3, 5)] == [0, EXPECTED_TOKENS, 0, 0]
+
+
+async def test_a_request_does_not_go_back_to_the_replica_that_was_lost_under_it() -> None:
+    a, b = ScriptedWorker(), ScriptedWorker()
+    async with dispatching({"a": a, "b": b}) as dispatcher:
+        link = dispatcher._lanes[MODEL].links["b"]
+        link.is_full = True
+        submit(dispatcher)
+        await settle()
+        a.die()
+        await settle()
+        a.is_dead = False
+        # By the time that a is back, b has room too, but more to do.
+        link.is_full, link.num_foreign = False, 5
+        await asyncio.wait_for(b.has_work.wait(), 5)
+        assert (len(a.requests), len(b.requests)) == (1, 1)
+
+
+async def test_decisions_are_counted_by_their_reason() -> None:
+    workers = {"a": ScriptedWorker(), "b": ScriptedWorker()}
+    async with dispatching(workers) as dispatcher:
+        for _ in range(2):
+            submit(dispatcher, prompt=TextPrompt((TextSegment("x" * 3_000, trusted=True),)))
+            await settle()
+        assert series(dispatcher, "routing_decisions_total", reason="load") == 1
+        assert series(dispatcher, "routing_decisions_total", reason="prefix") == 1
 
 
 async def test_no_worker_gets_more_than_its_limit_and_the_next_goes_when_one_ends() -> None:

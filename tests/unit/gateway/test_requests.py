@@ -77,6 +77,8 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"logprobs": True}, "unsupported_parameter", "logprobs"),
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
+        ({"user": 7}, "invalid_type", "user"),
+        ({"prompt_cache_key": ["a"]}, "invalid_type", "prompt_cache_key"),
     ],
 )
 def test_a_wrong_field_of_a_chat_is_named_with_openais_code(fields: dict[str, Any], code: str, param: str) -> None:
@@ -153,6 +155,19 @@ def test_an_assistants_reply_can_be_sent_back_as_it_came() -> None:
 def test_text_parts_are_lines_of_one_content() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert chat(messages=user(parts)).messages[0].text == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("fields", "session"),
+    [
+        ({}, None),
+        ({"user": "Ann"}, "Ann"),
+        ({"user": "Ann", "prompt_cache_key": "terms"}, "terms"),
+        ({"user": "Ann", "prompt_cache_key": ""}, "Ann"),
+    ],
+)
+def test_a_session_is_named_by_its_cache_key_or_else_its_user(fields: dict[str, Any], session: str | None) -> None:
+    assert chat(**fields).session == text(**fields).session == session
 
 
 @pytest.mark.parametrize(("stop", "stops"), [(None, ()), ([], ()), ("x", ("x",)), (["x", "y"], ("x", "y"))])

@@ -25,6 +25,7 @@ def test_the_environment_is_read_under_our_prefix(monkeypatch: pytest.MonkeyPatc
         ("AVIARY_PORT", "70000"),
         ("AVIARY_REQUEST_TIMEOUT_S", "0"),
         ("AVIARY_PING_INTERVAL_S", "inf"),
+        ("AVIARY_ROUTING", "random"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
