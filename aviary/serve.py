@@ -213,8 +213,8 @@ class _Service:
         cluster: RayCluster,
     ) -> None:
         self._settings = settings
-        self._registry = RegistryFollower(deploy_settings, own.deploy)
-        self._pool = own.pool
+        self._own = own
+        self._registry = RegistryFollower(deploy_settings, self._deploy)
         self._model_ids = [entry.model_id for entry in entries]
         self._cluster = cluster
         self._url = ""
@@ -242,6 +242,10 @@ class _Service:
             raise CommandError(self._failure)
         return status
 
+    async def _deploy(self, entries: Sequence[RegistryEntry]) -> Applied:
+        self._model_ids[:] = [entry.model_id for entry in entries]  # whose progress is shown from now on
+        return await self._own.deploy(entries)
+
     def _on_started(self, url: str) -> None:
         self._url = url
 
@@ -250,7 +254,7 @@ class _Service:
         progress = Progress(self._model_ids, time.monotonic)
         was_settled = False
         try:
-            async for view in self._pool.views():
+            async for view in self._own.pool.views():
                 for line in progress.update(view):
                     print(line, flush=True)
                 if progress.is_settled and not was_settled:
