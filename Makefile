@@ -10,7 +10,7 @@ SOURCES := aviary bench gateway model_registry tests workers
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install serve test lint format bench clean
+.PHONY: install serve test chaos lint format bench clean
 
 install: $(VENV)/.dev-installed
 
@@ -19,6 +19,11 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.dev-installed lint
 	$(BIN)/python -m pytest
+
+# What `make test` does a few times, many times: faults under load, each counted.
+ROUNDS ?= 20
+chaos: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest tests/chaos --rounds $(ROUNDS) --timeout 7200
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(SOURCES)

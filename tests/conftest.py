@@ -1,22 +1,24 @@
-"""What holds for all tests: each is marked by the folder it lives in (unit, integration, e2e, gpu), and generated
-examples are the same on every run, however slow the machine. And the two models that integration and e2e tests share: a
-tiny random one, made on the spot, and the real small one of the zoo. Heavy imports stay inside the fixtures.
+"""What holds for all tests: each is marked by the folder it lives in (unit, integration, e2e, chaos, gpu), and
+generated examples are the same on every run, however slow the machine. And the two models that several folders share:
+a tiny random one, made on the spot, and the real small one of the zoo. Heavy imports stay inside the fixtures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from model_registry.loader import ZOO, load_entry
+from tests.support.faults import LINES, NoteFault, line_about
 
 settings.register_profile("aviary", derandomize=True, deadline=None)
 settings.load_profile("aviary")
 
 TESTS = Path(__file__).parent
-KINDS = ("unit", "integration", "e2e", "gpu")
+KINDS = ("unit", "integration", "e2e", "chaos", "gpu")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -30,6 +32,35 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Their ids are 0, 1 and 2; the last one ends a generation."""
 VOCAB_SIZE = 320
 FIRST_FETCH_TIMEOUT_S = 600
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=2, help="how often each fault of tests/chaos is injected")
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How often a fault is injected: a few times in `make test`, many times in `make chaos`."""
+    num_rounds: int = request.config.getoption("rounds")
+    return num_rounds
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> NoteFault:
+    """Whatever is noted stands in the run's summary."""
+    lines = request.config.stash.setdefault(LINES, [])
+
+    def note(fault: str, num_survived: int, num_injected: int, ends: Mapping[str, int]) -> None:
+        lines.append(line_about(fault, num_survived, num_injected, ends))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash.get(LINES, []):
+        terminalreporter.section("faults under load")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

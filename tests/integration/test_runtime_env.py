@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from model_registry.contract import ModelView
-from tests.integration.conftest import ACCELERATOR
+from tests.support.live_cluster import ACCELERATOR
 from tests.support.live_pool import OPTIONS, entry, num_ready, until
 from workers.pool.client import PoolClient
 

@@ -12,7 +12,7 @@ import ray
 import yaml
 
 from aviary.ray_cluster import RayCluster
-from tests.integration.conftest import ACCELERATOR
+from tests.support.live_cluster import ACCELERATOR
 from tests.support.live_pool import entry
 
 pytestmark = pytest.mark.timeout(180)
