@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gateway.model_lane import unavailable_reason
 from model_registry.contract import PoolView
 
 
@@ -16,7 +17,7 @@ def table_of(view: PoolView) -> list[str]:
             for replica in model.replicas
         )
         if not model.replicas:
-            rows.append((model.model_id, "-", "-", "has no replicas"))
+            rows.append((model.model_id, "-", "-", unavailable_reason(model)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return list(_aligned(rows, widths))
 

@@ -142,6 +142,24 @@ async def test_a_sleeping_model_wakes_for_a_request_and_falls_asleep_again(
     await until(pool, lambda models: not models[MODEL].replicas)
 
 
+async def test_replicas_follow_the_load_up_and_down(pool: PoolClient, gateway: PoolGateway) -> None:
+    follows = {
+        "min_replicas": 1,
+        "max_replicas": 3,
+        "target_ongoing_requests": 2.0,
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 1.0,
+        "metrics_interval_s": 0.2,
+        "look_back_period_s": 1.0,
+    }
+    base = changed(entry(MODEL, num_cpus_per_worker=0.1), model_config={"generation": {"max_batch_size": 4}})
+    await pool.apply([changed(base, deployment_config={"autoscaling_config": follows})], OPTIONS)
+    await until(pool, lambda models: num_ready(models[MODEL]) == 1)
+    async with traffic(gateway, num_clients=6):
+        await until(pool, lambda models: num_ready(models[MODEL]) == 3)
+    await until(pool, lambda models: len(models[MODEL].replicas) == 1)
+
+
 async def test_models_larger_together_than_the_node_take_turns(pool: PoolClient, gateway: PoolGateway) -> None:
     """Each takes the whole node: the one used least lately is drained for the one that is asked."""
     names = ("test/a", "test/b", "test/c")

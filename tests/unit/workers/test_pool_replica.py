@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model_registry.contract import ReplicaState, WorkerStatus
 from model_registry.schema import RegistryEntry
@@ -237,6 +242,60 @@ async def test_a_retired_replica_drains_and_keeps_its_address_until_then() -> No
         await replica.retire(timeout_s=1)
         assert host.worker.calls == ["drain", "stop"]
         assert (replica.state, replica.view.address) == (ReplicaState.DRAINING, "127.0.0.1:1")
+
+
+def test_the_documents_table_of_states_is_the_codes() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "pool.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE)
+    assert {(ReplicaState(state), transition): ReplicaState(after) for state, transition, after in rows} == TRANSITIONS
+
+
+EVENTS = ("placed", "loaded", "load fails", "dies", "hangs", "pending", "retire")
+
+
+@settings(max_examples=25)
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=6))
+def test_whatever_happens_a_replica_only_moves_as_the_table_says(events: list[str]) -> None:
+    """And it serves only with an address, fails only with a reason, and comes back from neither failed nor draining."""
+    asyncio.run(_live_through(events))
+
+
+async def _live_through(events: list[str]) -> None:
+    host, seen = FakeHost(), [ReplicaState.PENDING]
+    replica = Replica("r1", entry(), host, load_timeout_s=10, on_change=lambda: seen.append(replica.state))
+    task = asyncio.create_task(replica.run())
+    for event in events:
+        _inflict(event, host)
+        await asyncio.sleep(0.03)
+        if event == "retire":
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await replica.retire(0.1)
+        assert (replica.address is not None) >= (replica.state is ReplicaState.READY)
+        assert replica.detail or replica.state is ReplicaState.READY
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    moves = [(old, new) for old, new in pairwise(seen) if old is not new]
+    assert set(moves) <= {(old, new) for (old, _), new in TRANSITIONS.items()}
+
+
+def _inflict(event: str, host: FakeHost) -> None:
+    worker = host.worker
+    match event:
+        case "placed":
+            worker.alive.set()
+        case "loaded":
+            worker.phase = WorkerPhase.SERVING
+            worker.loaded.set()
+        case "load fails":
+            worker.load_error = worker.load_error or "no such file"
+            worker.loaded.set()
+        case "dies" if not worker.died.done():
+            worker.died.set_result(None)
+        case "hangs":
+            worker.alive.clear()
+        case "pending":
+            host.pending = BUSY
 
 
 def test_nothing_leaves_draining_or_failed() -> None:
