@@ -55,9 +55,9 @@ def _tokens_per_second(batch_size: int, seed: int, new_engine: Callable[[], Engi
     return num_tokens / run_engine(new_engine(), prompts), num_tokens / _run_generate(model, prompts)
 
 
-def run_engine(engine: Engine, prompts: list[list[int]]) -> float:
+def run_engine(engine: Engine, prompts: list[list[int]], num_new_tokens: int = NEW_TOKENS) -> float:
     """Seconds until all prompts are answered, all submitted at once."""
-    sampling = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    sampling = SamplingParams(temperature=0, max_tokens=num_new_tokens, ignore_eos=True)
     started = time.perf_counter()
     for number, prompt in enumerate(prompts):
         request = GenerationRequest(request_id=str(number), prompt=TokenPrompt(tuple(prompt)), sampling=sampling)

@@ -35,14 +35,14 @@ def measure(rounds: int) -> None:
         f"\n{entry.model_id}: {NUM_SEQUENCES} at the same time, {PROMPT_TOKENS} prompt and {NEW_TOKENS} new tokens each"
     )
     print(f"median of {rounds} rounds\n")
-    rates = [_tokens_per_second(entry, loaded, plain, seed) for seed in range(rounds + 1)][1:]  # the first warms up
+    rates = [tokens_per_second(entry, loaded, plain, seed) for seed in range(rounds + 1)][1:]  # the first warms up
     ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
     ratio = statistics.median(our / their for our, their in rates)
     print(f"engine {ours:.1f} tok/s, llama.cpp alone {theirs:.1f} tok/s, ratio {ratio:.3f}", flush=True)
 
 
-def _tokens_per_second(
-    entry: RegistryEntry, loaded: LoadedModel, plain: BatchedLlama, seed: int
+def tokens_per_second(
+    entry: RegistryEntry, loaded: LoadedModel, plain: BatchedLlama, seed: int, num_new_tokens: int = NEW_TOKENS
 ) -> tuple[float, float]:
     """Of the engine and of llama.cpp, one right after the other, first the one and then the other."""
     generator = random.Random(seed)
@@ -50,13 +50,13 @@ def _tokens_per_second(
     prompts = [
         [generator.randrange(FIRST_PLAIN_TOKEN, vocab_size) for _ in range(PROMPT_TOKENS)] for _ in range(NUM_SEQUENCES)
     ]
-    num_tokens = NUM_SEQUENCES * NEW_TOKENS
+    num_tokens = NUM_SEQUENCES * num_new_tokens
     if seed % 2:
-        ours = run_engine(build_engine(entry, loaded), prompts)
-        theirs = plain.run(prompts)
+        ours = run_engine(build_engine(entry, loaded), prompts, num_new_tokens)
+        theirs = plain.run(prompts, num_new_tokens)
     else:
-        theirs = plain.run(prompts)
-        ours = run_engine(build_engine(entry, loaded), prompts)
+        theirs = plain.run(prompts, num_new_tokens)
+        ours = run_engine(build_engine(entry, loaded), prompts, num_new_tokens)
     return num_tokens / ours, num_tokens / theirs
 
 
@@ -78,15 +78,15 @@ class BatchedLlama:
         self._context: Any = llama_cpp.llama_init_from_model(self._model, context)
         self._batch = llama_cpp.llama_batch_init(context.n_batch, 0, 1)
 
-    def run(self, prompts: list[list[int]]) -> float:
-        """Seconds for all prompts and their `NEW_TOKENS` each."""
+    def run(self, prompts: list[list[int]], num_new_tokens: int = NEW_TOKENS) -> float:
+        """Seconds for all prompts and so many new tokens of each."""
         started = time.perf_counter()
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
         following: list[int] = []
         for sequence, prompt in enumerate(prompts):
             self._decode([(token_id, position, sequence) for position, token_id in enumerate(prompt)], last_only=True)
             following += self._argmax(1)
-        for position in range(PROMPT_TOKENS, PROMPT_TOKENS + NEW_TOKENS - 1):
+        for position in range(PROMPT_TOKENS, PROMPT_TOKENS + num_new_tokens - 1):
             self._decode([(token_id, position, sequence) for sequence, token_id in enumerate(following)])
             following = self._argmax(len(following))
         return time.perf_counter() - started
