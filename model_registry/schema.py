@@ -412,7 +412,13 @@ class DeepSpeed(_TransformersInitializer):
     """Tensor parallelism over the workers of a replica by `deepspeed.init_inference`."""
 
     type: Literal["DeepSpeed"] = Field(description="Which initializer this is.")
-    use_kernel: bool = Field(False, description="Inject DeepSpeed's own kernels.")
+    use_kernel: bool = Field(
+        False,
+        description=(
+            "Run fused kernels: those of torch.compile, as `torch_compile: {}` does, since DeepSpeed's own keep the KV "
+            "cache of one fixed batch; `aviary status` says so."
+        ),
+    )
     max_tokens: int | None = Field(
         None, ge=16, description="Longest sequence in tokens, prompt and answer; the context length when absent."
     )

@@ -31,19 +31,7 @@ def unsupported_keys(entry: RegistryEntry) -> list[str]:
 
 
 def _unsupported(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
-    yield from _unsupported_initialization(entry)
     yield from _unsupported_source(entry)
-
-
-def _unsupported_initialization(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
-    initialization = entry.model.initialization
-    initializer = initialization.initializer
-    if isinstance(initializer, DeepSpeed) and initializer.use_kernel:
-        reason = (
-            "DeepSpeed's own kernels keep a KV cache for one fixed batch, which cannot grow and shrink between steps; "
-            "set it to false, and the model is sharded by AutoTP"
-        )
-        yield f"{_INITIALIZATION}.initializer.use_kernel", reason
 
 
 def _unsupported_source(entry: RegistryEntry) -> Iterator[tuple[str, str]]:

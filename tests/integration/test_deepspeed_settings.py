@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_registry.schema import DeepSpeed, Generation
+from model_registry.schema import DeepSpeed, Generation, TorchCompile
 from workers.errors import LoadError
 from workers.initializers import deepspeed as initializer
 
@@ -68,3 +68,10 @@ def test_an_empty_model_takes_what_its_config_knows_and_refuses_the_rest(tiny_ll
     unknown = DeepSpeed(type="DeepSpeed", dtype="float32", from_pretrained_kwargs={"low_cpu_mem_usage": True})
     with pytest.raises(LoadError, match=r"from_pretrained_kwargs\.low_cpu_mem_usage"):
         initializer._empty_model(tiny_llama, unknown)
+
+
+def test_use_kernel_asks_for_the_compilers_kernels_unless_the_file_says_which() -> None:
+    assert initializer._compiler(DeepSpeed(type="DeepSpeed")) is None
+    assert initializer._compiler(DeepSpeed(type="DeepSpeed", use_kernel=True)) == TorchCompile()
+    own = TorchCompile(mode="max-autotune")
+    assert initializer._compiler(DeepSpeed(type="DeepSpeed", use_kernel=True, torch_compile=own)) is own

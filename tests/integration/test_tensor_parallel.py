@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tensor_parallel_group import assert_equals_unsharded, prompts, run_group
+from workers.initializers.deepspeed import KERNELS_NOTE
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -31,3 +32,12 @@ def test_ranks_that_load_their_share_from_the_checkpoint_equal_the_unsharded_mod
     assert_equals_unsharded(group, tiny_llama, token_ids)
     assert [shapes["q"] for shapes in group.shapes] == [[32, 64], [32, 64]]
     assert [shapes["o"] for shapes in group.shapes] == [[64, 32], [64, 32]]
+
+
+def test_kernels_are_compiled_on_every_rank_and_whose_they_are_is_said(tiny_llama: Path, tmp_path: Path) -> None:
+    token_ids = prompts(320)
+    quick = {"backend": "aot_eager"}  # without inductor's minutes
+    group = run_group(tiny_llama, 2, tmp_path, token_ids, max_batch_tokens=16, use_kernel=True, torch_compile=quick)
+    assert group.forwards == ["CompiledForward", "CompiledForward"]
+    assert group.notes == [KERNELS_NOTE, KERNELS_NOTE]
+    assert_equals_unsharded(group, tiny_llama, token_ids)

@@ -26,6 +26,9 @@ class Group:
     """What the ranks of one group printed."""
 
     shapes: list[dict[str, list[int]]]
+    forwards: list[str]
+    """What runs the model on each rank."""
+    notes: list[str]
     logits: torch.Tensor
     generated: list[list[int]]
 
@@ -41,6 +44,7 @@ def run_group(
     token_ids: list[list[int]],
     *,
     num_gpus_per_worker: int = 0,
+    max_batch_tokens: int = 256,
     **initializer: Any,
 ) -> Group:
     """Load the model over so many ranks, in the folder `work`, and continue the prompts greedily."""
@@ -51,7 +55,7 @@ def run_group(
                 "hf_model_id": str(folder),
                 "initializer": {"type": "DeepSpeed", "dtype": "float32", **initializer},
             },
-            "generation": {"max_batch_size": 8, "kv_cache_tokens": 2048},
+            "generation": {"max_batch_size": 8, "max_batch_tokens": max_batch_tokens, "kv_cache_tokens": 2048},
         },
         "scaling_config": {
             "num_gpus_per_worker": num_gpus_per_worker,
@@ -67,8 +71,14 @@ def run_group(
         outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
     lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
     assert len(lines[0]) == 2, (work / "rank-0.log").read_text()
-    (_, answer), shapes = lines[0], [rank_lines[0]["shapes"] for rank_lines in lines]
-    return Group(shapes, torch.tensor(answer["logits"]), answer["generated"])
+    loaded, answer = [rank_lines[0] for rank_lines in lines], lines[0][1]
+    return Group(
+        shapes=[rank["shapes"] for rank in loaded],
+        forwards=[rank["forward"] for rank in loaded],
+        notes=[rank["note"] for rank in loaded],
+        logits=torch.tensor(answer["logits"]),
+        generated=answer["generated"],
+    )
 
 
 @contextmanager

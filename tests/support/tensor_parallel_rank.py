@@ -3,7 +3,7 @@
     python -m tests.support.tensor_parallel_rank RANK NUM_RANKS ADDRESS_FILE ENTRY_FILE [PROBE_FILE]
 
 The leader writes its address into a file for the others. Each rank prints one JSON line with the shapes of its first
-layer; then the leader reads a probe, and prints another with its logits and greedy continuations.
+layer and how it runs; then the leader reads a probe, and prints another with its logits and greedy continuations.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def main(rank: int, num_ranks: int, address_file: Path, entry_file: Path, probe_
     group = lead(num_ranks, address_file) if rank == 0 else join(rank, num_ranks, address_file)
     loaded = initializer_for(entry, group).load(entry, lambda line: None)
     runner: Any = loaded.runner
-    model = (runner._runner if rank == 0 else runner)._forward._model
-    say({"shapes": shapes(model)})
+    forward = (runner._runner if rank == 0 else runner)._forward
+    say({"shapes": shapes(forward._model), "forward": type(forward).__name__, "note": loaded.note})
     if rank:
         follow(loaded.runner, group)  # type: ignore[arg-type]  # a follower's group, as the rank is not 0
     say(answer(entry, loaded, json.loads(probe_file.read_text())))

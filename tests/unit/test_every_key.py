@@ -182,8 +182,8 @@ PROVEN_BY: Final[Mapping[str, str]] = {
     "::test_a_model_split_between_memory_and_disk_equals_the_whole_one",
     "model_config.initialization.initializer[DeviceMap].max_memory": f"{_DEVICE_MAP}"
     "::test_max_memory_sends_the_rest_to_disk",
-    "model_config.initialization.initializer[DeepSpeed].use_kernel": "tests/unit/model_registry/test_support.py"
-    "::test_unexecuted_initialization_keys_are_refused",
+    "model_config.initialization.initializer[DeepSpeed].use_kernel": f"{_DEEPSPEED}"
+    "::test_use_kernel_asks_for_the_compilers_kernels_unless_the_file_says_which",
     "model_config.initialization.initializer[DeepSpeed].max_tokens": f"{_DEEPSPEED}"
     "::test_max_tokens_bounds_the_context",
     "model_config.initialization.initializer[DeepSpeed].use_meta_tensor": f"{_DEEPSPEED}"

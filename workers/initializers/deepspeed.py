@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from model_registry.schema import DeepSpeed, Generation, RegistryEntry
+from model_registry.schema import DeepSpeed, Generation, RegistryEntry, TorchCompile
 from workers.errors import LoadError
 from workers.group import LeaderGroup, RankGroup
 from workers.initializers.base import LoadedModel, Progress
@@ -55,6 +55,10 @@ DECIDED_ARGUMENTS: Final = {
 
 SHARED_WITH_LOADER: Final = ("trust_remote_code", "revision", "token", "local_files_only", "use_safetensors")
 """Of `from_pretrained_kwargs`, those that say which files are loaded, not how."""
+KERNELS_NOTE: Final = (
+    "use_kernel: compiled by torch.compile, since DeepSpeed's own kernels keep the KV cache of one fixed batch"
+)
+"""Sequences come and go at every step here, which those kernels cannot do; fused kernels are what was asked for."""
 LOAD_TIMEOUT: Final = timedelta(hours=1)
 """How far apart ranks may be while they load; the pool gives the replica up sooner."""
 
@@ -85,14 +89,23 @@ class DeepSpeedInitializer:
         loaded = build_loaded_model(
             model,
             tokenizer,
-            settings,
+            settings.model_copy(update={"torch_compile": _compiler(settings)}),
             _limited(entry.model.generation, settings.max_tokens),
             progress,
             agree_on_blocks=lambda num_blocks: _smallest(num_blocks, device, process_group),
         )
+        if settings.use_kernel:
+            loaded = replace(loaded, note="; ".join(part for part in (KERNELS_NOTE, loaded.note) if part))
         if not isinstance(self._group, LeaderGroup):
             return loaded
         return replace(loaded, runner=TensorParallelRunner(loaded.runner, self._group))
+
+
+def _compiler(settings: DeepSpeed) -> TorchCompile | None:
+    """What the model is compiled with: as the file says, or with the defaults where it only asks for kernels."""
+    if settings.torch_compile is None and settings.use_kernel:
+        return TorchCompile()
+    return settings.torch_compile
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -85,6 +85,7 @@ class CompiledForward:
     ) -> None:
         check_backend(settings)
         model.set_attn_implementation(NAME)
+        self._model = model
         torch._dynamo.config.recompile_limit = MAX_GRAPHS  # noqa: SLF001  documented under this name
         self._forward = torch.compile(
             model.forward,

@@ -115,7 +115,7 @@ def test_the_status_table_is_aligned_and_never_holds_the_secret() -> None:
         "MODEL      REPLICA  STATE   DETAIL",
         "a/b        r0       ready",
         "a/b        r1       failed  no such file",
-        "long/name  -        -       has no replicas",
+        "long/name  -        -       it has no replicas",
     ]
 
 
