@@ -18,6 +18,7 @@ from typing import Final, cast
 
 from aviary import ray_environment
 from aviary.errors import CommandError, UsageError
+from gateway.settings import MAX_PROCESSES
 from model_registry.loader import RegistryError
 from workers.pool.errors import PoolError
 
@@ -32,6 +33,7 @@ environment:
   AVIARY_REGISTRY    folder of YAML files, one per model (default: the shipped zoo)
   AVIARY_MODELS      comma-separated model ids (default: the zoo's small model, or all of AVIARY_REGISTRY)
   AVIARY_HOST, AVIARY_PORT                        where the gateway listens (default: 127.0.0.1, 8000)
+  AVIARY_WORKERS     gateway processes that serve the address together (default: 1)
   AVIARY_LOAD_TIMEOUT_S, AVIARY_DRAIN_TIMEOUT_S   patience with loading and with open requests
   AVIARY_LOG_LEVEL   debug, info, warning or error (default: warning)
   RAY_ADDRESS        Ray cluster to join, host:port or auto; `serve` starts its own when absent
@@ -89,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     waiting = deploy.add_mutually_exclusive_group()
     waiting.add_argument("--no-wait", action="store_true", help="return before the models are loaded")
     waiting.add_argument("--watch", action="store_true", help="go on, and deploy whatever changes in the folder")
-    _add_address_flags(add("gateway", "aviary.cluster_commands:gateway", "Run one more gateway for a cluster's pool."))
+    _add_address_flags(add("gateway", "aviary.gateway_command:run", "Run one more gateway for a cluster's pool."))
     add("status", "aviary.cluster_commands:status", "Show what is deployed on a cluster, and how it is.")
     add("shutdown", "aviary.cluster_commands:shutdown", "Remove every model from a cluster.")
     models = add("models", "aviary.registry_commands:models", "List the registry's models.")
@@ -103,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     )
     validate.add_argument("--address", metavar="HOST:PORT", help="the cluster to ask, not RAY_ADDRESS")
     add("schema", "aviary.registry_commands:schema", "Print the JSON schema of a registry file, for editors.")
+    _add_supervised_gateway(commands.add_parser("gateway-process"))
     return root
 
 
@@ -120,11 +123,26 @@ def _add_registry_flags(command: argparse.ArgumentParser) -> None:
 def _add_address_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", metavar="ADDRESS", help="overrides AVIARY_HOST")
     command.add_argument("--port", type=_port, metavar="PORT", help="overrides AVIARY_PORT; 0 takes any free one")
+    command.add_argument("--workers", type=_num_processes, metavar="N", help="overrides AVIARY_WORKERS")
+
+
+def _add_supervised_gateway(command: argparse.ArgumentParser) -> None:
+    """What a supervisor runs, and nobody types: it has no line in the help."""
+    command.set_defaults(command="aviary.one_gateway:run_supervised")
+    command.add_argument("supervisor_pid", type=int)
+    command.add_argument("life_fd", type=int)
+    command.add_argument("listener_fds", type=int, nargs="+", help="its own, then those of the other processes")
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; give a number from 0 to 65535")
+    return int(text)
+
+
+def _num_processes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{text} is no number of processes; give one from 1 to {MAX_PROCESSES}")
     return int(text)
 
 

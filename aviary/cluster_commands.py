@@ -1,4 +1,4 @@
-"""The commands for a cluster that runs already: `deploy`, `gateway`, `status`, `shutdown`."""
+"""The commands for a cluster that runs already: `deploy`, `status`, `shutdown`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from aviary.errors import CommandError, UsageError
+from aviary.errors import CommandError
 from aviary.progress import Progress
 from aviary.ray_cluster import RayCluster
 from aviary.registry_follower import RegistryFollower, lines_about
-from aviary.serve import REMOVAL_GRACE_S, check_supported, load_gateway_settings, pool_options
+from aviary.serve import REMOVAL_GRACE_S, check_supported, pool_options
 from aviary.settings import DeploySettings
 from aviary.status_table import table_of
-from gateway.app import create_app
-from gateway.channel import GrpcChannel
-from gateway.pool_client import RayPoolClient
-from gateway.routes.admin import Reload
-from gateway.server import BindError, bind, serve
 from workers.pool.client import PoolClient
 
 SETTLE_GRACE_S: Final = 60.0
@@ -32,7 +27,7 @@ async def deploy(arguments: argparse.Namespace) -> int:
     settings = DeploySettings.load(models=arguments.models, registry=arguments.registry)
     entries = settings.select(settings.read_registry())
     check_supported(entries)
-    async with _joined(settings):
+    async with joined(settings):
         pool = await PoolClient.find_or_start()
         follower = RegistryFollower(settings, lambda wanted: pool.apply(wanted, pool_options(settings)))
         print("\n".join(lines_about(await follower.reload()) or ["nothing has changed"]), flush=True)
@@ -46,29 +41,9 @@ async def deploy(arguments: argparse.Namespace) -> int:
         return await _wait(pool, model_ids, settings.load_timeout_s + SETTLE_GRACE_S)
 
 
-async def gateway(arguments: argparse.Namespace) -> int:
-    """One more gateway in front of the cluster's pool."""
-    settings = DeploySettings.load()
-    gateway_settings = load_gateway_settings(host=arguments.host, port=arguments.port)
-    try:
-        bind(gateway_settings).close()
-        async with _joined(settings) as cluster:
-            reload = None if settings.registry is None else await _reload_of(settings)
-            app = create_app(gateway_settings, RayPoolClient(cluster.address), GrpcChannel, reload=reload)
-            return await serve(app, gateway_settings, on_started=lambda url: print(f"gateway on {url}", flush=True))
-    except BindError as error:
-        raise UsageError(str(error)) from None
-
-
-async def _reload_of(settings: DeploySettings) -> Reload:
-    """What `POST /admin/reload` does in a gateway that was told where the registry is."""
-    pool = await PoolClient.find_or_start()
-    return RegistryFollower(settings, lambda wanted: pool.apply(wanted, pool_options(settings))).reload_for_gateway
-
-
 async def status(arguments: argparse.Namespace) -> int:
     """A table of what is deployed and how it is."""
-    async with _joined(DeploySettings.load()):
+    async with joined(DeploySettings.load()):
         pool = await PoolClient.find()
         if pool is None:
             raise CommandError("nothing is deployed on this cluster; `aviary deploy` does that")
@@ -79,7 +54,7 @@ async def status(arguments: argparse.Namespace) -> int:
 async def shutdown(arguments: argparse.Namespace) -> int:
     """Remove every model and the pool's manager; Ray and the gateways go on."""
     settings = DeploySettings.load()
-    async with _joined(settings):
+    async with joined(settings):
         pool = await PoolClient.find()
         if pool is None:
             print("nothing is deployed on this cluster")
@@ -90,7 +65,8 @@ async def shutdown(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _joined(settings: DeploySettings) -> AsyncIterator[RayCluster]:
+async def joined(settings: DeploySettings) -> AsyncIterator[RayCluster]:
+    """The cluster of the settings, or this machine's, left again at the end."""
     cluster = await RayCluster.join(settings.ray_address or "auto")
     try:
         yield cluster

@@ -21,12 +21,14 @@ from aviary.errors import CommandError, UsageError
 from aviary.progress import Outcome, Progress
 from aviary.ray_cluster import RayCluster
 from aviary.registry_follower import RegistryFollower
-from aviary.settings import DeploySettings
+from aviary.settings import DeploySettings, load_gateway_settings
+from aviary.supervisor import serve_together
 from gateway.app import create_app
 from gateway.channel import GrpcChannel
+from gateway.listener import BindError, bind
 from gateway.pool_client import RayPoolClient
-from gateway.server import BindError, bind, serve
-from gateway.settings import GatewaySettings, SettingsError
+from gateway.server import serve
+from gateway.settings import GatewaySettings
 from model_registry.schema import RegistryEntry
 from model_registry.support import unsupported_keys
 from workers.pool.client import PoolClient
@@ -62,7 +64,7 @@ QUESTION: Final = "What is the capital of France?"
 async def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit status."""
     settings = DeploySettings.load(models=arguments.models, registry=arguments.registry)
-    gateway_settings = load_gateway_settings(host=arguments.host, port=arguments.port)
+    gateway_settings = load_gateway_settings(host=arguments.host, port=arguments.port, workers=arguments.workers)
     entries = settings.select(settings.read_registry())
     check_supported(entries)
     try:
@@ -72,15 +74,6 @@ async def run(arguments: argparse.Namespace) -> int:
     with cancelled_by_signals():
         async with _cluster(settings, entries) as cluster, _deployed(settings, entries, cluster) as own:
             return await _Service(gateway_settings, settings, own, entries, cluster).run()
-
-
-def load_gateway_settings(**flags: object) -> GatewaySettings:
-    """The environment, overridden by the flags that were given. Raises `UsageError`."""
-    try:
-        settings = GatewaySettings.load()
-    except SettingsError as error:
-        raise UsageError(str(error)) from None
-    return settings.model_copy(update={name: value for name, value in flags.items() if value is not None})
 
 
 def check_supported(entries: Sequence[RegistryEntry]) -> None:
@@ -202,7 +195,7 @@ def _num_cpus(entry: RegistryEntry) -> float:
 
 
 class _Service:
-    """The gateway in this process, and what is said meanwhile."""
+    """The gateway, in this process or in several of its own, and what is said meanwhile."""
 
     def __init__(
         self,
@@ -218,18 +211,17 @@ class _Service:
         self._model_ids = [entry.model_id for entry in entries]
         self._cluster = cluster
         self._url = ""
+        self._has_started = asyncio.Event()
         self._failure: str | None = None
 
     async def run(self) -> int:
         """Until a signal, or until it is clear that no model can be served. Raises `CommandError`."""
-        pool = RayPoolClient(self._cluster.address)
-        app = create_app(self._settings, pool, GrpcChannel, reload=self._registry.reload_for_gateway)
         following = (
             asyncio.create_task(self._follow(), name="progress"),
             asyncio.create_task(self._registry.watch(), name="registry"),
         )
         try:
-            status = await serve(app, self._settings, on_started=self._on_started)
+            status = await self._serve()
         except BindError as error:
             raise UsageError(str(error)) from None
         finally:
@@ -246,8 +238,18 @@ class _Service:
         self._model_ids[:] = [entry.model_id for entry in entries]  # whose progress is shown from now on
         return await self._own.deploy(entries)
 
+    async def _serve(self) -> int:
+        if self._settings.workers > 1:
+            # Without the registry: this process follows it, and theirs would make it the whole of a pool it shares.
+            environment = {"AVIARY_RAY_ADDRESS": self._cluster.address, "AVIARY_REGISTRY": ""}
+            return await serve_together(self._settings, on_started=self._on_started, **environment)
+        pool = RayPoolClient(self._cluster.address)
+        app = create_app(self._settings, pool, GrpcChannel, reload=self._registry.reload_for_gateway)
+        return await serve(app, self._settings, on_started=self._on_started)
+
     def _on_started(self, url: str) -> None:
         self._url = url
+        self._has_started.set()
 
     async def _follow(self) -> None:
         """Print what becomes of the models, and go on as long as the gateway does."""
@@ -259,6 +261,7 @@ class _Service:
                     print(line, flush=True)
                 if progress.is_settled and not was_settled:
                     was_settled = True
+                    await self._has_started.wait()
                     self._conclude(progress.outcomes)
         except PoolError as error:
             logger.warning("no more news of the pool: %s", error)

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from aviary.errors import UsageError
+from gateway.settings import GatewaySettings, SettingsError
 from model_registry.loader import ZOO, Registry, load_registry
 from model_registry.schema import RegistryEntry
 
@@ -67,6 +68,15 @@ class DeploySettings(BaseSettings):
         """The models to deploy. Raises `RegistryError` when one is unknown."""
         default = DEFAULT_MODELS if self.registry is None else tuple(registry.entries)
         return registry.select(self.models or default)
+
+
+def load_gateway_settings(**flags: object) -> GatewaySettings:
+    """The environment, overridden by the flags that were given. Raises `UsageError`."""
+    try:
+        settings = GatewaySettings.load()
+    except SettingsError as error:
+        raise UsageError(str(error)) from None
+    return settings.model_copy(update={name: value for name, value in flags.items() if value is not None})
 
 
 def _lines(error: ValidationError) -> list[str]:

@@ -6,9 +6,9 @@ Knows no Ray: the pool and the way to connect to a worker are handed in. Called 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from fastapi import FastAPI
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACK_OFF_S: Final = 1.0
 MAX_BACK_OFF_S: Final = 30.0
+FIRST_VIEW_S: Final = 5.0
+"""How long a start waits to hear what is deployed; a gateway that knows of no model calls every model unknown."""
 
 
 def create_app(
@@ -69,14 +71,18 @@ def create_app(
     return app
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    has_view = asyncio.Event()
     reporter = LoadReporter(app.state.dispatcher, app.state.pool)
     tasks = (
-        asyncio.create_task(_follow(app.state.pool, app.state.dispatcher), name="follow-pool"),
+        asyncio.create_task(_follow(app.state.pool, app.state.dispatcher, has_view), name="follow-pool"),
         asyncio.create_task(reporter.run(), name="report-load"),
     )
     try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_VIEW_S):
+                await has_view.wait()
         yield
     finally:
         for task in tasks:
@@ -86,12 +92,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await app.state.pool.close()
 
 
-async def _follow(pool: PoolSource, dispatcher: Dispatcher) -> None:
+async def _follow(pool: PoolSource, dispatcher: Dispatcher, has_view: asyncio.Event) -> None:
     back_off_s = FIRST_BACK_OFF_S
     while True:
         try:
             async for view in pool.views():
                 dispatcher.update(view)
+                has_view.set()
                 back_off_s = FIRST_BACK_OFF_S
         except Exception:  # the edge of a task nobody awaits: without it the gateway would go blind in silence
             logger.exception("the pool cannot be seen; the gateway serves what it knows, and looks again")

@@ -168,6 +168,7 @@ class Dispatcher:
                     ticket.mark_sent(now)
                     self._sent_to[ticket] = link
                 link.send(tickets)
+        self._metrics.load_changed()
 
     # What links tell
 

@@ -1,11 +1,14 @@
 """Every Prometheus series of the gateway, declared in one place on the registry that is handed in.
 
-Labels come from the model registry, the pool and fixed enums only, never from what a client wrote. Latency buckets are
-vLLM's, so that boards can be shared. Knows the contract's types; everybody in the gateway may report here.
+Counters, histograms and the load of this gateway add up over the processes of one address (`shared_metrics`); what
+each process sees of the whole pool is shown as it sees it (`local_gauge`). Labels come from the model registry, the
+pool and fixed enums only, never from what a client wrote. Latency buckets are vLLM's, so that boards can be shared.
+Knows the contract's types; everybody in the gateway may report here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
@@ -13,11 +16,15 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.errors import ApiError, ModelNotFoundError, OverloadedError
+from gateway.local_gauge import LocalGauge
 from gateway.routing import RoutingReason
+from gateway.shared_metrics import is_shared, shown_with
 from model_registry.contract import FinishReason, ModelView, ReplicaState, SequenceTiming, Usage, WorkerStatus
 
 UNKNOWN_MODEL: Final = "unknown"
 """Label of requests that named no deployed model."""
+PUBLISH_S: Final = 0.5
+"""How old another process's share of the present load may be in a scrape."""
 
 _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
@@ -40,7 +47,17 @@ class Metrics:
         self.registry = registry
         self._declare_requests(registry)
         self._declare_latencies(registry)
-        self._declare_pool(registry)
+        pool = CollectorRegistry()
+        self._declare_pool(pool)
+        registry.register(pool)
+        self._shown = shown_with(pool) if is_shared() else registry
+        self._loads: dict[str, tuple[Callable[[], int], Callable[[], int]]] = {}
+        self._publication: asyncio.TimerHandle | None = None
+
+    def scrape(self) -> CollectorRegistry:
+        """What a scrape of this process shows: of itself, or of all processes that share its address."""
+        self._publish_loads()
+        return self._shown
 
     def _declare_requests(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -62,11 +79,11 @@ class Metrics:
         )
         self._running = Gauge(
             "requests_running", "Sequences that workers have from this gateway.", ("model",),
-            namespace="aviary", registry=registry,
+            namespace="aviary", registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self._queued = Gauge(
             "requests_queued", "Sequences that wait in this gateway for a worker.", ("model",),
-            namespace="aviary", registry=registry,
+            namespace="aviary", registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
 
     def _declare_latencies(self, registry: CollectorRegistry) -> None:
@@ -100,14 +117,14 @@ class Metrics:
         )  # fmt: skip
 
     def _declare_pool(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, namespace="aviary", registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> LocalGauge:
+            return LocalGauge(f"aviary_{name}", text, labels, registry)
 
         self._replicas = gauge("replicas", "Replicas by state.", "model", "state")
         self._fetched_bytes = gauge(
             "worker_fetched_bytes", "Bytes of weights a replica has fetched since its start.", "model", "replica"
         )
-        self._workers: dict[str, Gauge] = {
+        self._workers: dict[str, LocalGauge] = {
             "num_running": gauge("worker_requests_running", "Sequences a replica runs.", "model", "replica"),
             "num_waiting": gauge("worker_requests_waiting", "Sequences that wait in it.", "model", "replica"),
             "num_steps": gauge("worker_steps", "Engine steps since its start.", "model", "replica"),
@@ -166,28 +183,45 @@ class Metrics:
 
     def watch_model(self, model: str, num_running: Callable[[], int], num_queued: Callable[[], int]) -> None:
         """Both numbers are asked for at every scrape, so that they cannot drift."""
-        self._running.labels(model).set_function(num_running)
-        self._queued.labels(model).set_function(num_queued)
+        self._loads[model] = (num_running, num_queued)
+
+    def load_changed(self) -> None:
+        """Either number of some model may have changed: where a scrape of another process shows it, that learns it."""
+        if is_shared() and self._publication is None:
+            self._publication = asyncio.get_running_loop().call_later(PUBLISH_S, self._publish_loads)
+
+    def _publish_loads(self) -> None:
+        if self._publication is not None:
+            self._publication.cancel()
+            self._publication = None
+        for model, (num_running, num_queued) in self._loads.items():
+            self._running.labels(model).set(num_running())
+            self._queued.labels(model).set(num_queued())
 
     def replicas(self, view: ModelView) -> None:
         for state in ReplicaState:
-            count = sum(replica.state is state for replica in view.replicas)
-            self._replicas.labels(view.model_id, state.value).set(count)
-        self._fetched_bytes.remove_by_labels({"model": view.model_id})
+            self._replicas.set(sum(one.state is state for one in view.replicas), view.model_id, state.value)
+        self._fetched_bytes.forget(view.model_id)
         for replica in view.replicas:
-            self._fetched_bytes.labels(view.model_id, replica.replica_id).set(replica.fetched_bytes)
+            self._fetched_bytes.set(replica.fetched_bytes, view.model_id, replica.replica_id)
 
     def worker(self, model: str, replica: str, status: WorkerStatus) -> None:
         for name, gauge in self._workers.items():
-            gauge.labels(model, replica).set(getattr(status, name))
+            gauge.set(getattr(status, name), model, replica)
 
     def forget_worker(self, model: str, replica: str) -> None:
         for gauge in self._workers.values():
-            gauge.remove_by_labels({"model": model, "replica": replica})
+            gauge.forget(model, replica)
 
     def forget_model(self, model: str) -> None:
-        for gauge in (self._running, self._queued, self._replicas, self._fetched_bytes):
-            gauge.remove_by_labels({"model": model})
+        self._loads.pop(model, None)
+        for load in (self._running, self._queued):
+            # Shared values cannot be removed; a model that is gone then shows that it has nothing.
+            load.labels(model).set(0)
+            if not is_shared():
+                load.remove(model)
+        for gauge in (self._replicas, self._fetched_bytes):
+            gauge.forget(model)
 
 
 class RequestRecord:

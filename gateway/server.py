@@ -12,7 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -22,11 +22,13 @@ from fastapi import FastAPI
 from gateway.bounded_headers import BoundedHeadersProtocol
 from gateway.dispatch import Dispatcher
 from gateway.errors import DrainingError
+from gateway.listener import bind, url_of
 from gateway.settings import GatewaySettings
+from gateway.signals import SIGNALS, answered
+from gateway.stand_in import stand_in
 
 logger = logging.getLogger(__name__)
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 LAST_WRITES_S: Final = 3
 """After the last request ended: for its bytes to reach the client."""
 FORCED_STOP_S: Final = 1
@@ -34,16 +36,18 @@ KEEP_ALIVE_S: Final = 75
 """Longer than clients and load balancers keep idle connections, so that they close them, not we."""
 
 
-class BindError(Exception):
-    """The address cannot be listened on; one line says why and what to change."""
-
-
 class GatewayServer(uvicorn.Server):
     """uvicorn, with our own way to end."""
 
     def __init__(
-        self, app: FastAPI, settings: GatewaySettings, *, on_started: Callable[[], None] | None = None
+        self,
+        app: FastAPI,
+        settings: GatewaySettings,
+        *,
+        on_started: Callable[[], None] | None = None,
+        others: Sequence[socket.socket] = (),
     ) -> None:
+        """`others` are the sockets of the other processes on the same address."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -61,10 +65,14 @@ class GatewayServer(uvicorn.Server):
         self._dispatcher: Dispatcher = app.state.dispatcher
         self._drain_timeout_s = settings.drain_timeout_s
         self._on_started = on_started
+        self._others = others
+        self._stand_ins: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        self._stand_ins = [loop.create_task(stand_in(one, self._new_protocol), name="stand-in") for one in self._others]
         if self._on_started is not None:
             self._on_started()
 
@@ -73,22 +81,43 @@ class GatewayServer(uvicorn.Server):
         """uvicorn would stop listening at the first signal and raise it again at the end; `serve` handles signals."""
         yield
 
+    @property
+    def exit_status(self) -> int:
+        """Of the process, once it has served."""
+        return 1 if self.force_exit else 0
+
     def stop(self) -> None:
         """First call: drain, then exit. Second call: exit now."""
         if self._draining is None:
+            self.drain()
+        else:
+            self.stop_at_once()
+
+    def drain(self) -> None:
+        """Take nothing new, finish what is open, then exit. May be called again."""
+        if self._draining is None:
             self._dispatcher.drain()
             self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
-        else:
-            logger.warning("stopping at once")
-            self.config.timeout_graceful_shutdown = FORCED_STOP_S
-            self.force_exit = True
-            self.should_exit = True
+
+    def stop_at_once(self) -> None:
+        logger.warning("stopping at once")
+        self.config.timeout_graceful_shutdown = FORCED_STOP_S
+        self.force_exit = True
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._stand_ins:
+            task.cancel()
+        await asyncio.gather(*self._stand_ins, return_exceptions=True)
         await super().shutdown(sockets)
         if self.force_exit:
             # uvicorn leaves this out when forced; it is quick, and lets workers know at once.
             await self.lifespan.shutdown()
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for a connection of its own socket."""
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def _drain(self) -> None:
         logger.info("draining: open requests have %g s to finish", self._drain_timeout_s)
@@ -105,51 +134,29 @@ async def serve(app: FastAPI, settings: GatewaySettings, *, on_started: Callable
     listener = bind(settings)
     url = url_of(listener)
     server = GatewayServer(app, settings, on_started=lambda: on_started(url) if on_started else None)
-    with contextlib.closing(listener), _on_signals(asyncio.get_running_loop(), server.stop):
+    with contextlib.closing(listener), answered(dict.fromkeys(SIGNALS, server.stop)):
         await server.serve(sockets=[listener])
-    return 1 if server.force_exit else 0
+    return server.exit_status
+
+
+async def serve_shared(
+    app: FastAPI,
+    settings: GatewaySettings,
+    listener: socket.socket,
+    others: Sequence[socket.socket],
+    *,
+    on_started: Callable[[], None],
+) -> int:
+    """Serves on an address that other processes serve too, until its supervisor's signal; the exit status.
+
+    SIGTERM drains however often it comes, for a service manager may send it to every process that it sees, besides the
+    supervisor that hands it on. SIGINT, which nobody else sends to it, ends it at once.
+    """
+    server = GatewayServer(app, settings, on_started=on_started, others=others)
+    with contextlib.closing(listener), answered({signal.SIGTERM: server.drain, signal.SIGINT: server.stop_at_once}):
+        await server.serve(sockets=[listener])
+    return server.exit_status
 
 
 def _protocol(settings: GatewaySettings) -> Callable[..., asyncio.Protocol]:
     return partial(BoundedHeadersProtocol, headers_timeout_s=settings.body_timeout_s)
-
-
-@contextlib.contextmanager
-def _on_signals(loop: asyncio.AbstractEventLoop, handler: Callable[[], None]) -> Iterator[None]:
-    for one in SIGNALS:
-        loop.add_signal_handler(one, handler)
-    try:
-        yield
-    finally:
-        for one in SIGNALS:
-            loop.remove_signal_handler(one)
-
-
-def bind(settings: GatewaySettings) -> socket.socket:
-    """A socket that is bound but does not listen yet. Raises `BindError`."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _cut_dead_readers(listener, settings.send_timeout_s)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise BindError(
-            f"cannot listen on {settings.host}:{settings.port}: {(error.strerror or str(error)).lower()}; "
-            "set AVIARY_PORT (or AVIARY_HOST) to a free address"
-        ) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _cut_dead_readers(listener: socket.socket, timeout_s: float) -> None:
-    """Closing a connection waits for what is still unsent; the kernel must not wait for ever for a client that does
-    not read. Connections inherit this from the listener."""
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
-
-
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

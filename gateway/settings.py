@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.routing import RoutingPolicy
 
 PREFIX = "AVIARY_"
+MAX_PROCESSES = 64
 
 
 class SettingsError(Exception):
@@ -21,12 +22,13 @@ class SettingsError(Exception):
 
 
 class GatewaySettings(BaseSettings):
-    """Settings of one gateway process."""
+    """Settings of a gateway."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    workers: int = Field(1, ge=1, le=MAX_PROCESSES, description="Gateway processes that serve the address together.")
     request_timeout_s: float = Field(600.0, gt=0, description="Longest life of one request, waiting included.")
     first_output_grace_s: float = Field(
         10.0, ge=0, description="How long a stream's HTTP status is held open so that an early error keeps its own."

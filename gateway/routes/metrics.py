@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
@@ -14,4 +16,6 @@ router = APIRouter()
 async def scrape(http: Request) -> Response:
     metrics: Metrics = http.app.state.metrics
     encoder, content_type = choose_encoder(http.headers.get("accept", ""))
-    return Response(encoder(metrics.registry), headers={"content-type": content_type})
+    # In a thread: many models make thousands of series.
+    text = await asyncio.to_thread(encoder, metrics.scrape())
+    return Response(text, headers={"content-type": content_type})

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.server import BindError, bind
+from gateway.listener import BindError, bind
 from gateway.settings import GatewaySettings
 from tests.support.live_gateway import LiveGateway
 from tests.support.scripted_pool import MODEL, TalkingWorker, entry

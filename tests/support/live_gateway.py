@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from gateway.app import create_app
 from gateway.channel import Connect
 from gateway.dispatch import Dispatcher
-from gateway.server import GatewayServer, bind, url_of
+from gateway.listener import bind, url_of
+from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
 from model_registry.contract import PoolView
 from model_registry.schema import RegistryEntry

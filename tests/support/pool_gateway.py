@@ -11,8 +11,9 @@ from gateway.app import create_app
 from gateway.channel import GrpcChannel
 from gateway.dispatch import Dispatcher
 from gateway.errors import ModelNotFoundError
+from gateway.listener import bind, url_of
 from gateway.pool_client import RayPoolClient
-from gateway.server import GatewayServer, bind, url_of
+from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
 
 

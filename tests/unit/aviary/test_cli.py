@@ -53,6 +53,22 @@ def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture
     assert "is not a port" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("workers", ["two", "0", "65"])
+def test_a_number_of_processes_that_is_none_is_refused(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run(["gateway", f"--workers={workers}"])
+    assert exit_info.value.code == 2
+    assert f"{workers} is no number of processes; give one from 1 to 64" in capsys.readouterr().err
+
+
+def test_what_a_supervisor_runs_is_not_offered_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    parsed = parser().parse_args(["gateway-process", "10", "3", "4", "5"])
+    assert (parsed.supervisor_pid, parsed.life_fd, parsed.listener_fds) == (10, 3, [4, 5])
+    with pytest.raises(SystemExit):
+        run(["--help"])
+    assert "gateway-process" not in capsys.readouterr().out
+
+
 def test_a_valid_file_and_folder_are_called_so(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["validate", str(registry)]) == 0
     assert run(["validate", str(registry / "test--echo.yaml")]) == 0

@@ -106,7 +106,7 @@ async def error_of(stream: OutputStream) -> ApiError:
 
 
 def series(dispatcher: Dispatcher, name: str, **labels: str) -> float | None:
-    return dispatcher._metrics.registry.get_sample_value(f"aviary_{name}", {"model": MODEL} | labels)
+    return dispatcher._metrics.scrape().get_sample_value(f"aviary_{name}", {"model": MODEL} | labels)
 
 
 async def test_a_request_gets_the_outputs_of_its_own_id() -> None:

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import ApiError, DrainingError, InvalidRequestError, ModelNotFoundError, QueueFullError
 from gateway.metrics import UNKNOWN_MODEL, Metrics
-from model_registry.contract import ModelView, ReplicaState, ReplicaView
+from model_registry.contract import ModelView, ReplicaState, ReplicaView, WorkerStatus
 from model_registry.schema import RegistryEntry
 
 
@@ -61,3 +61,32 @@ def test_what_each_replica_fetched_is_shown_while_it_is_there() -> None:
     assert (fetched_bytes("a"), fetched_bytes("b")) == (None, 9)
     metrics.forget_model("m")
     assert fetched_bytes("b") is None
+
+
+def test_the_present_load_is_asked_for_at_every_scrape_and_ends_with_its_model() -> None:
+    metrics, queued = Metrics(CollectorRegistry()), [3]
+    metrics.watch_model("m", lambda: 2, lambda: queued[0])
+
+    def load() -> tuple[float | None, float | None]:
+        shown = metrics.scrape()
+        names = ("aviary_requests_running", "aviary_requests_queued")
+        running, waiting = (shown.get_sample_value(name, {"model": "m"}) for name in names)
+        return running, waiting
+
+    assert load() == (2, 3)
+    queued[0] = 0
+    assert load() == (2, 0)
+    metrics.forget_model("m")
+    assert load() == (None, None)
+
+
+def test_a_replica_that_is_gone_has_no_series() -> None:
+    metrics = Metrics(CollectorRegistry())
+
+    def steps(replica: str) -> float | None:
+        return metrics.scrape().get_sample_value("aviary_worker_steps", {"model": "m", "replica": replica})
+
+    metrics.worker("m", "a", WorkerStatus(num_steps=4))
+    metrics.worker("m", "b", WorkerStatus(num_steps=5))
+    metrics.forget_worker("m", "a")
+    assert (steps("a"), steps("b")) == (None, 5)

@@ -23,6 +23,7 @@ def test_the_environment_is_read_under_our_prefix(monkeypatch: pytest.MonkeyPatc
     [
         ("AVIARY_PORT", "eighty"),
         ("AVIARY_PORT", "70000"),
+        ("AVIARY_WORKERS", "0"),
         ("AVIARY_REQUEST_TIMEOUT_S", "0"),
         ("AVIARY_PING_INTERVAL_S", "inf"),
         ("AVIARY_ROUTING", "random"),

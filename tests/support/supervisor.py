@@ -1,0 +1,20 @@
+"""A supervisor of gateway processes as a program of its own: `python -m tests.support.supervisor`. Prints its URL."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from aviary.settings import load_gateway_settings
+from aviary.supervisor import serve_together
+
+COMMAND = (sys.executable, "-m", "tests.support.supervised_gateway")
+
+
+def tell(url: str) -> None:
+    sys.stdout.write(f"{url}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(serve_together(load_gateway_settings(), on_started=tell, command=COMMAND)))
