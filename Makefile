@@ -1,4 +1,4 @@
-# Five verbs, the same on a laptop and in CI: make install | serve | test | lint | bench.
+# Six verbs, the same on a laptop and in CI: make install | serve | test | chaos | lint | bench.
 # `make serve` needs the runtime packages only; every other verb adds the development ones.
 # Python 3.11 or newer; PYTHON=python3.12 chooses another interpreter.
 
@@ -10,7 +10,7 @@ SOURCES := aviary bench gateway model_registry tests workers
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install serve test lint format bench clean
+.PHONY: install serve test chaos lint format bench clean
 
 install: $(VENV)/.dev-installed
 
@@ -19,6 +19,10 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.dev-installed lint
 	$(BIN)/python -m pytest
+
+# What takes too long for every change: machines that fall silent and come back.
+chaos: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -m chaos
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(SOURCES)
