@@ -1,4 +1,4 @@
-# Five verbs, the same on a laptop and in CI: make install | serve | test | lint | bench.
+# Six verbs, the same on a laptop and in CI: make install | serve | test | chaos | lint | bench.
 # `make serve` needs the runtime packages only; every other verb adds the development ones.
 # Python 3.11 or newer; PYTHON=python3.12 chooses another interpreter.
 
@@ -20,10 +20,10 @@ serve: $(VENV)/.installed
 test: $(VENV)/.dev-installed lint
 	$(BIN)/python -m pytest
 
-# What `make test` does a few times, many times: faults under load, each counted.
+# What `make test` does a few times, many times: faults under load, each counted; and machines that fall silent for long.
 ROUNDS ?= 20
 chaos: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest tests/chaos --rounds $(ROUNDS) --timeout 7200
+	$(BIN)/python -m pytest tests/chaos tests/e2e -m 'chaos or long' --rounds $(ROUNDS) --timeout 7200
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(SOURCES)

@@ -19,7 +19,7 @@ class LocalGauge:
     def __init__(self, name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry) -> None:
         self._name = name
         self._text = text
-        self._labels = labels
+        self._labelnames = labels
         self._values: dict[tuple[str, ...], float] = {}
         registry.register(self)
 
@@ -32,7 +32,7 @@ class LocalGauge:
         self._values = {labels: value for labels, value in self._values.items() if labels[:count] != first_labels}
 
     def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labelnames)
         for labels, value in tuple(self._values.items()):  # a scrape reads on a thread
             family.add_metric(labels, value)
         yield family
