@@ -29,6 +29,7 @@ from gateway.errors import (
     WorkerLostError,
     from_fault,
 )
+from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.model_lane import ModelLane
 from gateway.output_stream import OutputStream
@@ -99,6 +100,10 @@ class Dispatcher:
     def model(self, model_id: str) -> ModelView:
         """Raises `ModelNotFoundError`."""
         return self._lane(model_id).view
+
+    def load(self, model_id: str) -> Load:
+        """What there is to do for a model now. Raises `ModelNotFoundError`."""
+        return self._lane(model_id).load
 
     @property
     def can_serve(self) -> bool:
@@ -206,6 +211,7 @@ class Dispatcher:
         else:
             self._metrics.later_output(model_id, now - ticket.last_output_at, len(output.token_ids))
         ticket.last_output_at = now
+        ticket.num_generated_tokens += len(output.token_ids)
         self._metrics.tokens(model_id, len(output.token_ids))
         if output.usage is not None and ticket.index == 0:
             self._metrics.prompt(model_id, output.usage)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
+from gateway.load import Load
 from gateway.ticket import Ticket
 from gateway.worker_link import WorkerLink
 from model_registry.contract import ModelView, ReplicaState
@@ -50,6 +51,20 @@ class ModelLane:
     @property
     def queued(self) -> tuple[Ticket, ...]:
         return tuple(self._queue)
+
+    @property
+    def load(self) -> Load:
+        """What there is to do now, for the pool's autoscaling."""
+        links = self.links.values()
+        return Load(
+            queued=self.num_queued,
+            running={link.replica_id: len(link.in_flight) for link in links},
+            queued_tokens=sum(ticket.num_expected_tokens for ticket in self._queue),
+            running_tokens={
+                link.replica_id: sum(ticket.num_tokens for ticket in link.in_flight.values()) for link in links
+            },
+            kv_cache_usage={link.replica_id: link.kv_cache_usage for link in links if link.is_connected},
+        )
 
     # Admission
 

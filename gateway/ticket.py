@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
+from gateway.load import EXPECTED_TOKENS, estimated_tokens
 from gateway.output_stream import OutputStream
 from model_registry.contract import GenerationRequest, Prompt, SamplingParams
 
@@ -50,17 +51,32 @@ class Ticket:
     num_attempts: int = 0
     num_losses: int = 0
     """Workers that died under it."""
+    num_generated_tokens: int = 0
     sent_at: float = 0.0
     last_output_at: float | None = None
     request: GenerationRequest = field(init=False)
     """What the current attempt sends: every attempt has an id of its own, so outputs of an older one are not ours."""
+    num_prompt_tokens: int = field(init=False)
+    """As estimated: only a worker knows."""
 
     def __post_init__(self) -> None:
         self.request = self.base
+        self.num_prompt_tokens = estimated_tokens(self.base.prompt)
 
     @property
     def has_output(self) -> bool:
         return self.last_output_at is not None
+
+    @property
+    def num_tokens(self) -> int:
+        """About how many it has come to."""
+        return self.num_prompt_tokens + self.num_generated_tokens
+
+    @property
+    def num_expected_tokens(self) -> int:
+        """About how many it may come to."""
+        limit = self.base.sampling.max_tokens
+        return self.num_prompt_tokens + (EXPECTED_TOKENS if limit is None else limit)
 
     def mark_sent(self, now: float) -> None:
         self.state = TicketState.SENT

@@ -53,6 +53,8 @@ class WorkerLink:
         """The worker refused a ticket for lack of room; cleared by its next frame."""
         self.is_retired = False
         """The replica gets nothing new, and is not connected to again."""
+        self.kv_cache_usage = 0.0
+        """As its last frame said."""
         self._has_frame = False
         """The present connection has shown that the worker works, not only that it listens."""
         self._connect = connect
@@ -126,6 +128,7 @@ class WorkerLink:
         self._channel = channel
         self.is_connected = True
         self.is_full = False
+        self.kv_cache_usage = 0.0
         logger.info("replica %s of %s is connected", self.replica_id, self.model_id)
         self._listener.link_up(self)
         async with aclosing(channel.frames()) as frames:
@@ -133,6 +136,7 @@ class WorkerLink:
                 frame = await self._next(frames)
                 self.is_full = False
                 self._has_frame = True
+                self.kv_cache_usage = frame.status.kv_cache_usage
                 self._listener.link_frame(self, frame)
 
     @staticmethod

@@ -70,6 +70,7 @@ class ScriptedWorker:
         self.aborted: list[str] = []
         self.has_work = asyncio.Event()
         self.is_dead = False
+        self.kv_cache_usage = 0.0
         self._channels: list[InMemoryChannel] = []
         self._listeners: list[Callable[[Frame], None]] = []
 
@@ -95,7 +96,8 @@ class ScriptedWorker:
         self.aborted += request_ids
 
     def emit(self, *outputs: SequenceOutput) -> None:
-        frame = Frame(outputs=outputs, status=WorkerStatus(num_running=len(self.requests)))
+        status = WorkerStatus(num_running=len(self.requests), kv_cache_usage=self.kv_cache_usage)
+        frame = Frame(outputs=outputs, status=status)
         for listener in self._listeners:
             listener(frame)
 

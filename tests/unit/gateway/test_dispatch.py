@@ -26,6 +26,7 @@ from gateway.errors import (
     ServerError,
     WorkerLostError,
 )
+from gateway.load import EXPECTED_TOKENS, Load
 from gateway.metrics import Metrics
 from gateway.model_lane import UNKNOWN_WAIT_S
 from gateway.output_stream import OutputStream
@@ -150,6 +151,33 @@ async def test_no_worker_gets_more_than_its_limit_and_the_next_goes_when_one_end
         worker.emit(end_of(worker.requests[0]))
         await settle()
         assert len(worker.requests) == 3
+
+
+async def test_the_load_is_what_waits_and_what_each_worker_has() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker, "b": ScriptedWorker()}, of=entry(ongoing=1), shown="a") as dispatcher:
+        assert dispatcher.load(MODEL) == Load(running={"a": 0}, running_tokens={"a": 0}, kv_cache_usage={"a": 0.0})
+        for _ in range(3):
+            submit(dispatcher)
+        await settle()
+        worker.kv_cache_usage = 0.25
+        worker.emit(piece_of(worker.requests[0], "x"), piece_of(worker.requests[0], "y"))
+        await settle()
+        assert dispatcher.load(MODEL) == Load(
+            queued=2,
+            running={"a": 1},
+            queued_tokens=2 * (1 + EXPECTED_TOKENS),
+            running_tokens={"a": 1 + 2},
+            kv_cache_usage={"a": 0.25},
+        )
+
+
+async def test_a_worker_that_cannot_be_reached_says_nothing_of_its_kv_cache() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}) as dispatcher:
+        worker.die()
+        await settle()
+        assert dispatcher.load(MODEL) == Load(running={"a": 0}, running_tokens={"a": 0})
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
