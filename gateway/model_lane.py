@@ -12,17 +12,9 @@ from typing import Final
 
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
 from gateway.load import Load
-from gateway.routing import (
-    BYTES_PER_TOKEN,
-    EXPECTED_TOKENS,
-    Candidate,
-    Demand,
-    Fingerprint,
-    Router,
-    RoutingReason,
-    expected_tokens,
-)
+from gateway.routing import Candidate, Demand, Fingerprint, Router, RoutingReason
 from gateway.ticket import Ticket
+from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
 from gateway.worker_link import WorkerLink
 from model_registry.contract import ModelView, ReplicaState
 
@@ -73,12 +65,22 @@ class ModelLane:
         return bool(self._queue) and not self.is_reachable
 
     @property
-    def load(self) -> Load:
-        return Load(self.num_queued, {replica_id: len(link.in_flight) for replica_id, link in self.links.items()})
-
-    @property
     def queued(self) -> tuple[Ticket, ...]:
         return tuple(self._queue)
+
+    @property
+    def load(self) -> Load:
+        """What there is to do now, for the pool's autoscaling."""
+        links = self.links.values()
+        return Load(
+            queued=self.num_queued,
+            running={link.replica_id: len(link.in_flight) for link in links},
+            queued_tokens=sum(ticket.num_expected_tokens for ticket in self._queue),
+            running_tokens={
+                link.replica_id: sum(ticket.num_tokens for ticket in link.in_flight.values()) for link in links
+            },
+            kv_cache_usage={link.replica_id: link.kv_cache_usage for link in links if link.is_connected},
+        )
 
     # Admission
 
@@ -182,8 +184,8 @@ def _candidate(link: WorkerLink, room: int) -> Candidate:
 def _demand(ticket: Ticket, fingerprint: Fingerprint) -> Demand:
     return Demand(
         fingerprint=fingerprint,
-        num_prompt_tokens=ticket.num_bytes // BYTES_PER_TOKEN,
-        num_tokens_to_generate=expected_tokens(ticket.base.sampling.max_tokens, 0),
+        num_prompt_tokens=ticket.num_prompt_tokens,
+        num_tokens_to_generate=tokens_left(ticket.base.sampling.max_tokens, 0),
         avoid=ticket.lost_replicas,
     )
 

@@ -18,13 +18,9 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
 
+from gateway.token_estimates import BYTES_PER_TOKEN
 from model_registry.contract import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 
-EXPECTED_TOKENS: Final = 256
-"""Tokens that a sequence without a nearer limit is thought to have left, however many it has: most answers are short,
-and a limit of thousands is a precaution."""
-BYTES_PER_TOKEN: Final = 4
-"""Of English text, about; the gateway has no tokenizer, and only compares."""
 BLOCK_TOKENS: Final = 64
 BLOCK_BYTES: Final = BLOCK_TOKENS * BYTES_PER_TOKEN
 """A shorter common prefix saves a replica too little to be worth a preference."""
@@ -105,11 +101,6 @@ class Route:
     reason: RoutingReason
     num_prompt_tokens: int
     """Those that the replica has to compute, as far as is known here."""
-
-
-def expected_tokens(max_tokens: int | None, num_generated: int) -> int:
-    """How many tokens a sequence is thought to have left."""
-    return EXPECTED_TOKENS if max_tokens is None else min(max(max_tokens - num_generated, 0), EXPECTED_TOKENS)
 
 
 class Router:

@@ -11,7 +11,8 @@ from enum import StrEnum
 import msgspec
 
 from gateway.output_stream import OutputStream
-from gateway.routing import Route, expected_tokens
+from gateway.routing import Route
+from gateway.token_estimates import EXPECTED_TOKENS, prompt_tokens, tokens_left
 from model_registry.contract import GenerationRequest, Prompt, SamplingParams
 
 
@@ -62,9 +63,12 @@ class Ticket:
     last_output_at: float | None = None
     request: GenerationRequest = field(init=False)
     """What the current attempt sends: every attempt has an id of its own, so outputs of an older one are not ours."""
+    num_prompt_tokens: int = field(init=False)
+    """As estimated: only a worker knows."""
 
     def __post_init__(self) -> None:
         self.request = self.base
+        self.num_prompt_tokens = prompt_tokens(self.base.prompt)
 
     @property
     def has_output(self) -> bool:
@@ -74,12 +78,23 @@ class Ticket:
     def num_tokens_left(self) -> int:
         """About what its worker still has to compute for it: its prompt until the first output, and its text."""
         num_prompt_tokens = 0 if self.has_output or self.route is None else self.route.num_prompt_tokens
-        return num_prompt_tokens + expected_tokens(self.base.sampling.max_tokens, self.num_generated_tokens)
+        return num_prompt_tokens + tokens_left(self.base.sampling.max_tokens, self.num_generated_tokens)
 
     def note_loss(self, replica_id: str) -> None:
         """A worker died under it."""
         self.num_losses += 1
         self.lost_replicas.add(replica_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """About how many it has come to."""
+        return self.num_prompt_tokens + self.num_generated_tokens
+
+    @property
+    def num_expected_tokens(self) -> int:
+        """About how many it may come to."""
+        limit = self.base.sampling.max_tokens
+        return self.num_prompt_tokens + (EXPECTED_TOKENS if limit is None else limit)
 
     def mark_sent(self, now: float) -> None:
         self.state = TicketState.SENT

@@ -271,6 +271,12 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait in the gateway."""
     running: dict[str, LoadSeries] = {}
     """By replica id: requests sent to it that have not ended."""
+    queued_tokens: LoadSeries = ()
+    """Tokens of those that wait, prompt and answer, as the gateway estimates them."""
+    running_tokens: dict[str, LoadSeries] = {}
+    """By replica id: tokens of those that run, the prompt's as estimated and the answer's so far."""
+    kv_cache_usage: dict[str, LoadSeries] = {}
+    """By replica id: what it said last, from 0 to 1. Every gateway hears the same."""
 
 
 class PoolView(msgspec.Struct, frozen=True, kw_only=True):

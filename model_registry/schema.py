@@ -40,6 +40,7 @@ _LOADER_ARGUMENTS: Final = {
     "torch_dtype": "set the initializer's `dtype` instead",
     "device_map": "use the initializer DeviceMap and its `device_map` instead",
 }
+_TOKEN_TARGETS: Final = ("target_ongoing_tokens", "target_kv_cache_usage")
 _SOURCES: Final = ("s3_mirror_config", "gcs_mirror_config", "python_package")
 _PLACE: Final = ("distribution", "version")
 """What says where a file is that is not in parts."""
@@ -105,6 +106,19 @@ class AutoscalingConfig(Section):
         validation_alias=AliasChoices("target_ongoing_requests", "target_num_ongoing_requests_per_replica"),
         description="Requests, running and queued, that one replica should have.",
     )
+    target_ongoing_tokens: float | None = Field(
+        None,
+        gt=0,
+        description="Tokens that one replica should have, of prompts and answers, running and queued; takes the place "
+        "of `target_ongoing_requests`.",
+    )
+    target_kv_cache_usage: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of its KV cache that one replica should have in use, 1 is all of it; takes the place of "
+        "`target_ongoing_requests`. Beside `target_ongoing_tokens`, whichever asks for more replicas counts.",
+    )
     metrics_interval_s: float = Field(10.0, gt=0, description="Seconds between two reports of the load.")
     look_back_period_s: float = Field(30.0, gt=0, description="Seconds over which the load is averaged.")
     smoothing_factor: float = Field(1.0, gt=0, description="Share of the wished change made at once, both ways.")
@@ -125,6 +139,16 @@ class AutoscalingConfig(Section):
     downscale_to_zero_delay_s: float | None = Field(
         None, ge=0, description="The same for the last replica; `downscale_delay_s` when absent."
     )
+
+    @model_validator(mode="after")
+    def _one_kind_of_target(self) -> Self:
+        given = [key for key in _TOKEN_TARGETS if getattr(self, key) is not None]
+        if given and "target_ongoing_requests" in self.model_fields_set:
+            raise ValueError(
+                f"target_ongoing_requests and {given[0]} are both set, and one replaces the other; keep one (null takes"
+                " away what another file sets)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

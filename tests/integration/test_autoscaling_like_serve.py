@@ -110,7 +110,7 @@ class Cluster:
         seen = [one for one in (*self.replica_ids, f"replica-{self.num_made - 5}") if self.rng.random() < 0.9]
         most = round(self.level)
         queued = self.rng.randint(0, most) if self.level else 0
-        return Load(queued, {replica_id: self.rng.randint(0, min(most, 9)) for replica_id in seen})
+        return Load(queued=queued, running={one: self.rng.randint(0, min(most, 9)) for one in seen})
 
 
 class Trace:
@@ -197,7 +197,7 @@ def test_a_gateway_reports_what_a_handle_of_serve_would(monkeypatch: pytest.Monk
         for _ in range(100):
             now += rng.choice([0.1, 1.0, 5.0, rng.uniform(0, 3)])
             cluster.move(rng.randint(0, 5))
-            load = Load(rng.randint(0, 9), {replica_id: rng.randint(0, 9) for replica_id in cluster.replica_ids})
+            load = Load(queued=rng.randint(0, 9), running={one: rng.randint(0, 9) for one in cluster.replica_ids})
             if rng.random() < 0.7:
                 ours.record(now, load, config.look_back_period_s)
                 serves.record(now, load)

@@ -71,6 +71,7 @@ class ScriptedWorker:
         self.aborted: list[str] = []
         self.has_work = asyncio.Event()
         self.is_dead = False
+        self.kv_cache_usage = 0.0
         self._channels: list[InMemoryChannel] = []
         self._listeners: list[Callable[[Frame], None]] = []
 
@@ -96,7 +97,8 @@ class ScriptedWorker:
         self.aborted += request_ids
 
     def emit(self, *outputs: SequenceOutput, status: WorkerStatus | None = None) -> None:
-        frame = Frame(outputs=outputs, status=status or WorkerStatus(num_running=len(self.requests)))
+        known = WorkerStatus(num_running=len(self.requests), kv_cache_usage=self.kv_cache_usage)
+        frame = Frame(outputs=outputs, status=status or known)
         for listener in self._listeners:
             listener(frame)
 

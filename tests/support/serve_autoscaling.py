@@ -37,6 +37,8 @@ with warnings.catch_warnings():
 
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
+NOT_SERVES = {"target_ongoing_tokens", "target_kv_cache_usage"}
+"""Settings that Serve does not have."""
 DEPLOYMENT = DeploymentID("model", "app")
 CLOCK_READERS = (autoscaling_state.__name__, policy_name, router.__name__)
 """Serve's modules that ask for the time."""
@@ -157,7 +159,7 @@ def _serve_config(config: AutoscalingConfig) -> ServeConfig:
     with warnings.catch_warnings():
         # metrics_interval_s is on its way out, and a short look-back period is warned about.
         warnings.simplefilter("ignore")
-        return ServeConfig(**config.model_dump())
+        return ServeConfig(**config.model_dump(exclude=NOT_SERVES))
 
 
 def _full_id(replica_id: str) -> str:

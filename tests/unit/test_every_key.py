@@ -26,6 +26,8 @@ _AUTOSCALING_TESTS: Final[Mapping[str, str]] = {
     "::test_replicas_to_start_with_are_the_initial_ones_or_the_fewest",
     "max_replicas": f"{_SCALED}::test_the_number_stays_within_its_bounds",
     "target_ongoing_requests": f"{_SCALED}::test_another_target_asks_for_another_number",
+    "target_ongoing_tokens": f"{_SCALED}::test_tokens_of_all_gateways_may_take_the_place_of_requests",
+    "target_kv_cache_usage": f"{_SCALED}::test_the_share_of_the_kv_cache_in_use_is_the_mean_over_replicas",
     "metrics_interval_s": "tests/unit/gateway/test_load.py"
     "::test_the_load_is_looked_at_five_times_per_look_back_period_and_at_each_report",
     "look_back_period_s": "tests/unit/gateway/test_load.py::test_a_longer_look_back_period_reports_more",

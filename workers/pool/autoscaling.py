@@ -2,7 +2,8 @@
 
 Gateways report what waits in them and what runs where; their sum, averaged over the look-back period, is compared with
 what the running replicas should have. A wish for more or fewer counts when it has lasted for its delay. Equal to Ray
-Serve 2.60 (`DeploymentAutoscalingState` with the default policy), which is the oracle of its tests.
+Serve 2.60 (`DeploymentAutoscalingState` with the default policy), which is the oracle of its tests; Serve counts
+requests, while here tokens or KV cache may take their place, under the same rules.
 
 Pure: knows neither Ray nor a clock, every moment is an argument. The manager has one per model and asks it at every
 tick; the simulator does the same.
@@ -11,26 +12,18 @@ tick; the simulator does the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from model_registry.contract import LoadReport, LoadSeries
+from model_registry.contract import LoadReport
 from model_registry.schema import AutoscalingConfig
-from workers.pool.load_curve import LoadCurve
+from workers.pool.reported_load import ReportedLoad
 
 LEAST_SILENCE_S: Final = 10.0
 """A gateway that is silent for less is never forgotten, however often it should report."""
 _CLOCK_TOLERANCE_S: Final = 1e-6
 """Differences between moments are inexact: a delay of 30 s may come out as 29.999999."""
-
-
-@dataclass(slots=True)
-class _Heard:
-    """The last report of a gateway, and when it was first seen by our clock: clocks of gateways may differ."""
-
-    report: LoadReport
-    seen_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +39,7 @@ class Autoscaler:
 
     def __init__(self, config: AutoscalingConfig) -> None:
         self._config = config
-        self._heard: dict[str, _Heard] = {}
-        self._replica_ids: frozenset[str] = frozenset()
-        self._curve: LoadCurve | None = None
-        """Of the reports and replicas above; None once either has changed."""
+        self._load = ReportedLoad()
         self._wish: _Wish | None = None
         self._ongoing = 0.0
 
@@ -60,15 +50,11 @@ class Autoscaler:
 
     def record(self, report: LoadReport) -> None:
         """Take what a gateway says, unless something later of it is known."""
-        heard = self._heard.get(report.gateway_id)
-        if heard is None or report.at > heard.report.at:
-            self._heard[report.gateway_id] = _Heard(report)
-            self._curve = None
+        self._load.record(report)
 
     def forget(self, gateway_id: str) -> None:
         """A gateway has gone, and what it said with it."""
-        if self._heard.pop(gateway_id, None) is not None:
-            self._curve = None
+        self._load.forget(gateway_id)
 
     def reconfigure(self, config: AutoscalingConfig) -> None:
         """Go by other settings from now on. Known load stays; how long another number has been wanted does not."""
@@ -77,37 +63,11 @@ class Autoscaler:
 
     def decide(self, now: float, *, num_running: int, target: int, replica_ids: Collection[str]) -> int:
         """The new target. `target` is the present one; `replica_ids` are the replicas whose load counts."""
-        self._forget_silent(now)
-        self._ongoing = self._average(now, frozenset(replica_ids))
+        self._load.forget_silent(now, max(2 * self._config.metrics_interval_s, LEAST_SILENCE_S))
+        self._load.count_only(frozenset(replica_ids))
+        self._ongoing = self._load.ongoing_requests(now)
         wanted = self._wanted(now, num_running, target)
         return max(self._config.min_replicas, min(self._config.max_replicas, wanted))
-
-    # Load
-
-    def _forget_silent(self, now: float) -> None:
-        """What a gateway said long ago is not true any more: it has died, or cannot reach us."""
-        silence_s = max(2 * self._config.metrics_interval_s, LEAST_SILENCE_S)
-        for gateway_id, heard in list(self._heard.items()):
-            if heard.seen_at is None:
-                heard.seen_at = now
-            elif now - heard.seen_at >= silence_s:
-                self.forget(gateway_id)
-
-    def _average(self, now: float, replica_ids: frozenset[str]) -> float:
-        if self._curve is None or replica_ids != self._replica_ids:
-            self._replica_ids = replica_ids
-            self._curve = LoadCurve.total_of(self._series())
-        return self._curve.mean(now)
-
-    def _series(self) -> Iterator[LoadSeries]:
-        """What waits in each gateway, and what each has running on each replica that still runs."""
-        for heard in self._heard.values():
-            yield heard.report.queued
-            for replica_id, running in heard.report.running.items():
-                if replica_id in self._replica_ids:
-                    yield running
-
-    # Decision
 
     def _wanted(self, now: float, num_running: int, target: int) -> int:
         """The target before bounds."""
@@ -117,13 +77,27 @@ class Autoscaler:
         if num_running == 0 and target > 0:
             # They are on their way, and without them nothing can be said about the load of one.
             return target
-        wished = self._scaled(self._desired(num_running), num_running) if num_running else target
+        wished = self._scaled(self._desired(now, num_running), num_running) if num_running else target
         return self._once_lasting(max(0, wished), now, target)
 
-    def _desired(self, num_running: int) -> float:
-        """Replicas that would each have the load they should have."""
-        error_ratio = self._ongoing / (self._config.target_ongoing_requests * num_running)
-        return num_running * error_ratio
+    def _desired(self, now: float, num_running: int) -> float:
+        """Replicas that would each have what they should have; where two things are measured, the greater number."""
+        return max(num_running * (load / (target * num_running)) for load, target in self._measured(now))
+
+    def _measured(self, now: float) -> list[tuple[float, float]]:
+        """What there is, beside what one replica should have of it."""
+        config = self._config
+        measured = []
+        if config.target_ongoing_tokens is not None:
+            measured.append((self._load.ongoing_tokens(now), config.target_ongoing_tokens))
+        if config.target_kv_cache_usage is not None:
+            measured.append((self._load.kv_caches(now), config.target_kv_cache_usage))
+        if not measured:
+            return [(self._ongoing, config.target_ongoing_requests)]
+        if self._ongoing > 0:
+            # Where there is work one replica must stay, even if nobody has said yet what it takes.
+            return [(max(load, target), target) for load, target in measured]
+        return measured
 
     def _scaled(self, desired: float, num_running: int) -> int:
         """A part of the way there, or more than all of it, but at least one step down."""

@@ -27,11 +27,12 @@ from gateway.errors import (
     ServerError,
     WorkerLostError,
 )
+from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.model_lane import UNKNOWN_WAIT_S
 from gateway.output_stream import OutputStream
-from gateway.routing import BYTES_PER_TOKEN, EXPECTED_TOKENS
 from gateway.ticket import Submission
+from gateway.token_estimates import BYTES_PER_TOKEN, EXPECTED_TOKENS
 from model_registry.contract import (
     FaultKind,
     Frame,
@@ -93,6 +94,11 @@ def submit(
             received_at=time.monotonic(),
         )
     )
+
+
+def load_of(dispatcher: Dispatcher) -> Load:
+    (load,) = (load for model, load in dispatcher.loads if model.model_id == MODEL)
+    return load
 
 
 async def text_of(stream: OutputStream) -> str:
@@ -197,7 +203,7 @@ async def test_a_links_tokens_are_those_of_what_it_has_whatever_happens_to_it() 
         worker.die()
         await settle()
         seen.append(link.num_tokens_left)
-        assert seen[1] > 3_000 // BYTES_PER_TOKEN + EXPECTED_TOKENS
+        assert seen[1] == 3_000 // BYTES_PER_TOKEN + EXPECTED_TOKENS
         assert EXPECTED_TOKENS < seen[4] < 2 * EXPECTED_TOKENS
         assert [seen[index] for index in (0, 2, 3, 5)] == [0, EXPECTED_TOKENS, 0, 0]
 
@@ -238,6 +244,33 @@ async def test_no_worker_gets_more_than_its_limit_and_the_next_goes_when_one_end
         worker.emit(end_of(worker.requests[0]))
         await settle()
         assert len(worker.requests) == 3
+
+
+async def test_the_load_is_what_waits_and_what_each_worker_has() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker, "b": ScriptedWorker()}, of=entry(ongoing=1), shown="a") as dispatcher:
+        assert load_of(dispatcher) == Load(running={"a": 0}, running_tokens={"a": 0}, kv_cache_usage={"a": 0.0})
+        for _ in range(3):
+            submit(dispatcher)
+        await settle()
+        worker.kv_cache_usage = 0.25
+        worker.emit(piece_of(worker.requests[0], "x"), piece_of(worker.requests[0], "y"))
+        await settle()
+        assert load_of(dispatcher) == Load(
+            queued=2,
+            running={"a": 1},
+            queued_tokens=2 * (1 + EXPECTED_TOKENS),
+            running_tokens={"a": 1 + 2},
+            kv_cache_usage={"a": 0.25},
+        )
+
+
+async def test_a_worker_that_cannot_be_reached_says_nothing_of_its_kv_cache() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}) as dispatcher:
+        worker.die()
+        await settle()
+        assert load_of(dispatcher) == Load(running={"a": 0}, running_tokens={"a": 0})
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:

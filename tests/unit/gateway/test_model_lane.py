@@ -14,8 +14,9 @@ from gateway.channel import Channel
 from gateway.errors import InvalidRequestError, QueueFullError
 from gateway.model_lane import RATE_WINDOW_S, UNKNOWN_WAIT_S, ModelLane
 from gateway.output_stream import OutputStream
-from gateway.routing import EXPECTED_TOKENS, Router, RoutingReason
+from gateway.routing import Router, RoutingReason
 from gateway.ticket import Submission, Ticket
+from gateway.token_estimates import EXPECTED_TOKENS
 from gateway.worker_link import WorkerLink
 from model_registry.contract import Frame, GenerationRequest, ModelView, SamplingParams, TextPrompt, TextSegment
 from tests.support.scripted_pool import MODEL, entry, model_view, replica
@@ -168,7 +169,7 @@ def test_what_other_gateways_sent_counts_as_load() -> None:
 def test_a_prompt_counts_until_the_first_output_and_text_until_it_is_generated() -> None:
     lane = lane_of(model_view())
     add_link(lane, "a")
-    ticket = ticket_of(submission_of("", max_tokens=100), "0")
+    ticket = ticket_of(submission_of("x" * 100, max_tokens=100), "0")
     lane.enqueue(ticket)
     list(lane.assign())
     assert ticket.num_tokens_left == 100 // 4 + 100
@@ -182,7 +183,7 @@ def test_choices_of_a_long_prompt_stay_together() -> None:
     lane = lane_of(model_view())
     for name in "abc":
         add_link(lane, name)
-    submission = submission_of("x" * 3_000, max_tokens=16)
+    submission = submission_of("x" * 1_200, max_tokens=16)
     for number in range(4):
         lane.enqueue(ticket_of(submission, str(number)))
     assert [len(batch) for _, batch in lane.assign()] == [4]

@@ -16,7 +16,6 @@ from gateway.routing import (
     BLOCK_BYTES,
     BLOCK_TOKENS,
     BOUND,
-    EXPECTED_TOKENS,
     MAX_HASHED_BYTES,
     SLACK_TOKENS,
     Candidate,
@@ -26,8 +25,8 @@ from gateway.routing import (
     Router,
     RoutingPolicy,
     RoutingReason,
-    expected_tokens,
 )
+from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
 from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment, TokenPrompt
 
 BLOCK = "x" * BLOCK_BYTES
@@ -292,12 +291,12 @@ def test_equally_loaded_replicas_are_all_begun_with() -> None:
 def test_a_sequence_has_its_limit_or_the_usual_length_left(
     max_tokens: int | None, num_generated: int, left: int
 ) -> None:
-    assert expected_tokens(max_tokens, num_generated) == left
+    assert tokens_left(max_tokens, num_generated) == left
 
 
 def test_a_limit_of_thousands_does_not_make_a_replica_look_busy() -> None:
-    assert expected_tokens(100_000, 0) == EXPECTED_TOKENS
-    assert expected_tokens(10, 12) == 0
+    assert tokens_left(100_000, 0) == EXPECTED_TOKENS
+    assert tokens_left(10, 12) == 0
 
 
 # Whatever comes

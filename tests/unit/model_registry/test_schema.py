@@ -166,6 +166,17 @@ def test_old_names_are_accepted_but_not_beside_todays(section: type[Section], ol
         section.model_validate({old: 3, today: 3})
 
 
+def test_tokens_and_kv_cache_take_the_place_of_requests_and_are_not_set_beside_them() -> None:
+    both = AutoscalingConfig.model_validate({"target_ongoing_tokens": 4000, "target_kv_cache_usage": 0.8})
+    assert (both.target_ongoing_tokens, both.target_kv_cache_usage) == (4000, 0.8)
+    for key in ("target_ongoing_tokens", "target_kv_cache_usage"):
+        with pytest.raises(ValidationError, match=f"target_ongoing_requests and {key} are both set"):
+            AutoscalingConfig.model_validate({"target_ongoing_requests": 2, key: 1})
+        assert getattr(AutoscalingConfig.model_validate({"target_ongoing_requests": 2, key: None}), key) is None
+    with pytest.raises(ValidationError, match="target_kv_cache_usage"):
+        AutoscalingConfig.model_validate({"target_kv_cache_usage": 80})
+
+
 @pytest.mark.parametrize(
     ("values", "is_valid"),
     [

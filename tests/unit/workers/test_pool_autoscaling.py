@@ -12,10 +12,9 @@ from workers.pool.autoscaling import Autoscaler
 
 
 def settings(**changed: Any) -> AutoscalingConfig:
-    """Two requests per replica, one to ten replicas, no delays."""
-    return AutoscalingConfig.model_validate(
-        {"max_replicas": 10, "target_ongoing_requests": 2, "upscale_delay_s": 0, "downscale_delay_s": 0, **changed}
-    )
+    """Two requests per replica, one to ten replicas, no delays; None takes a key away."""
+    keys = {"max_replicas": 10, "target_ongoing_requests": 2, "upscale_delay_s": 0, "downscale_delay_s": 0, **changed}
+    return AutoscalingConfig.model_validate({key: value for key, value in keys.items() if value is not None})
 
 
 def report(at: float, queued: float = 0, *, gateway_id: str = "g", **running: float) -> LoadReport:
@@ -81,6 +80,86 @@ def test_the_load_is_averaged_over_what_is_reported() -> None:
     scaler = Autoscaler(settings())
     scaler.record(LoadReport(gateway_id="g", model_id="a/b", at=30.0, queued=((0.0, 0.0), (20.0, 12.0))))
     assert decide(scaler, 30.0, 1) == 2
+
+
+# Tokens and KV cache in place of requests
+
+
+def tokens(at: float, queued: float = 0, *, gateway_id: str = "g", **running: float) -> LoadReport:
+    """One request waits, one runs on each replica, and these are their tokens."""
+    return LoadReport(
+        gateway_id=gateway_id,
+        model_id="a/b",
+        at=at,
+        queued=((0.0, 1.0),),
+        running=dict.fromkeys(running, ((0.0, 1.0),)),
+        queued_tokens=((0.0, queued),),
+        running_tokens={replica_id: ((0.0, number),) for replica_id, number in running.items()},
+    )
+
+
+def kv(at: float, queued: float = 0, ongoing: float = 1, *, gateway_id: str = "g", **usage: float) -> LoadReport:
+    """Each replica runs so many requests, and says this of its KV cache."""
+    return LoadReport(
+        gateway_id=gateway_id,
+        model_id="a/b",
+        at=at,
+        queued=((0.0, queued),),
+        running=dict.fromkeys(usage, ((0.0, ongoing),)),
+        kv_cache_usage={replica_id: ((0.0, share),) for replica_id, share in usage.items()},
+    )
+
+
+def test_tokens_of_all_gateways_may_take_the_place_of_requests() -> None:
+    scaler = Autoscaler(settings(target_ongoing_requests=None, target_ongoing_tokens=1000))
+    scaler.record(tokens(1.0, 500, r1=1500, r9=9000))
+    scaler.record(tokens(1.0, 500, gateway_id="h", r1=1500))
+    assert decide(scaler, 2.0, 1) == 4
+    scaler.reconfigure(settings(target_ongoing_requests=None, target_ongoing_tokens=2000))
+    assert decide(scaler, 2.0, 1) == 2
+
+
+def test_the_share_of_the_kv_cache_in_use_is_the_mean_over_replicas() -> None:
+    scaler = Autoscaler(settings(target_ongoing_requests=None, target_kv_cache_usage=0.5))
+    scaler.record(kv(1.0, r1=1.0, r2=0.4))
+    assert decide(scaler, 2.0, 2) == 3
+    scaler.reconfigure(settings(target_ongoing_requests=None, target_kv_cache_usage=0.8))
+    assert decide(scaler, 2.0, 2) == 2
+
+
+def test_a_replica_that_two_gateways_hear_has_one_kv_cache() -> None:
+    scaler = Autoscaler(settings(target_ongoing_requests=None, target_kv_cache_usage=0.5))
+    scaler.record(kv(1.0, r1=1.0))
+    scaler.record(kv(1.0, gateway_id="h", r1=0.9))
+    assert decide(scaler, 2.0, 1) == 2
+    scaler.record(kv(3.0, r1=0.2))
+    assert decide(scaler, 3.0, 1) == 1
+
+
+def test_what_waits_needs_as_much_kv_cache_as_what_runs() -> None:
+    scaler = Autoscaler(settings(target_ongoing_requests=None, target_kv_cache_usage=1.0))
+    scaler.record(kv(1.0, queued=30, ongoing=10, r1=0.5))
+    assert decide(scaler, 2.0, 1) == 2
+    scaler.record(kv(2.0, queued=70, ongoing=10, r1=0.5))
+    assert decide(scaler, 3.0, 1) == 4
+
+
+def test_of_two_measures_the_one_that_asks_for_more_counts() -> None:
+    both = settings(target_ongoing_requests=None, target_ongoing_tokens=1000, target_kv_cache_usage=0.5)
+    scaler = Autoscaler(both)
+    scaler.record(kv(1.0, r1=1.0))
+    assert decide(scaler, 2.0, 1) == 2
+    scaler.record(tokens(2.0, 2500, r1=1500))
+    assert decide(scaler, 3.0, 1) == 4
+
+
+@pytest.mark.parametrize("target", [{"target_ongoing_tokens": 1000}, {"target_kv_cache_usage": 0.5}])
+def test_work_of_unknown_size_keeps_one_replica_and_wakes_one(target: dict[str, float]) -> None:
+    scaler = Autoscaler(settings(target_ongoing_requests=None, min_replicas=0, **target))
+    scaler.record(report(1.0, 1))
+    assert [decide(scaler, 2.0, replicas) for replicas in (3, 1, 0)] == [1, 1, 1]
+    scaler.record(report(2.0, 0))
+    assert decide(scaler, 3.0, 1) == 0
 
 
 # How much of the way
