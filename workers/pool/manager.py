@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -27,16 +27,15 @@ from workers.pool.autoscaling import Autoscaler
 from workers.pool.back_off import BackOff
 from workers.pool.deployment import Deployment
 from workers.pool.errors import PoolError
-from workers.pool.eviction import choose_victims
 from workers.pool.ray_host import (
     LOG_FORMAT,
     RayHost,
-    free_resources,
     living_replicas,
     remove_replica,
     replica_name,
 )
 from workers.pool.replica import CALL_TIMEOUT_S
+from workers.pool.room import RoomKeeper
 from workers.pool.state import Applied, PoolOptions, PoolState, Revision, WantedModel
 from workers.pool.store import delete_state, load_state, save_state
 
@@ -49,10 +48,6 @@ UNREADABLE_STATE: Final = (
 
 DECISION_PERIOD_S: Final = 0.25
 """Between two decisions about the number of a model's replicas."""
-ROOM_PERIOD_S: Final = 0.5
-"""Between two looks whether a model lacks room."""
-PATIENCE_S: Final = 10.0
-"""How long a model without any replica waits for another one to fall idle, before a busy one is drained for it."""
 
 T = TypeVar("T")
 
@@ -262,7 +257,7 @@ class PoolManager:
         logger.info("recovered %d models", len(self._state.models))
         self._loops = (
             asyncio.create_task(self._follow_load(), name="pool-autoscaling"),
-            asyncio.create_task(self._share_room(), name="pool-sharing"),
+            asyncio.create_task(RoomKeeper(self._deployments).run(), name="pool-room"),
         )
 
     async def _follow_load(self) -> None:
@@ -272,36 +267,6 @@ class PoolManager:
                 if model_id not in self._removals:
                     self._deployments[model_id].follow(scaler, time.time())
             await asyncio.sleep(DECISION_PERIOD_S)
-
-    async def _share_room(self) -> None:
-        """Where replicas lack room, again and again: drain those that were used least lately."""
-        lacking_since: dict[str, float] = {}
-        while True:
-            await asyncio.sleep(ROOM_PERIOD_S)
-            now = time.monotonic()
-            lacking = [model_id for model_id, one in self._deployments.items() if one.lacks_room]
-            lacking_since = {model_id: lacking_since.get(model_id, now) for model_id in lacking}
-            try:
-                await self._make_room({model_id: now - since for model_id, since in lacking_since.items()})
-            except Exception:
-                # An edge: Ray has no one type for a head that restarts, and models must share again once it is back.
-                logger.warning("no room could be made now", exc_info=True)
-
-    async def _make_room(self, waited_s: Mapping[str, float]) -> None:
-        """For the model that waited longest and can be helped."""
-        if not waited_s or any(deployment.is_retiring for deployment in self._deployments.values()):
-            return
-        free = await asyncio.to_thread(free_resources)
-        for model_id in sorted(waited_s, key=lambda one: -waited_s[one]):
-            hungry = self._deployments[model_id]
-            busy_too = not hungry.serving_ids and waited_s[model_id] > PATIENCE_S
-            others = [one for one in self._deployments.values() if one is not hungry]
-            residents = await asyncio.gather(*(other.residents(busy_too=busy_too) for other in others))
-            victims = choose_victims(hungry.placement, free, [one for some in residents for one in some])
-            for victim in victims:
-                self._deployments[victim.model_id].evict(victim.replica_id)
-            if victims:
-                return
 
     async def _sweep(self, names: Iterable[str]) -> None:
         """Remove what nobody wants; one that cannot be removed does not keep the rest."""
