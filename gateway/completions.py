@@ -14,6 +14,7 @@ from typing import Protocol
 
 from msgspec import UNSET
 
+from gateway.logprobs import GeneratedToken, TokenTrail, chat_logprobs, text_logprobs
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import (
     AssistantMessage,
@@ -40,6 +41,8 @@ class FinishedChoice:
     index: int
     text: str
     finish_reason: FinishReasonName
+    tokens: Sequence[GeneratedToken] = ()
+    """Every one, where the request wants logprobs."""
 
 
 class ReplyShape(Protocol):
@@ -48,9 +51,11 @@ class ReplyShape(Protocol):
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         """Sent before any text, so that clients see the choices in the order of their indexes."""
 
-    def text(self, index: int, text: str) -> Chunk: ...
+    def text(self, index: int, text: str, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        """More text, and the tokens that were generated since the last chunk."""
 
-    def finish(self, index: int, reason: FinishReasonName) -> Chunk: ...
+    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        """The end, and the tokens that came with it but show no text: those of the stop, the end of sequence."""
 
     def usage(self, usage: Usage) -> Chunk: ...
 
@@ -68,6 +73,7 @@ class Completion:
         self._num_choices = num_choices
         self._usage_chunk = usage_chunk
         self._usages: dict[int, contract.Usage] = {}
+        self._trails = [TokenTrail() for _ in range(num_choices)]
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """OpenAI's chunks in order. Raises `ApiError` where the stream does."""
@@ -77,9 +83,9 @@ class Completion:
         async for index, output in self.stream:
             self._note(index, output)
             if output.text:
-                yield self._shape.text(index, output.text)
+                yield self._shape.text(index, output.text, self._trails[index].take())
             if output.finish_reason is not None:
-                yield self._shape.finish(index, output.finish_reason.value)
+                yield self._shape.finish(index, output.finish_reason.value, self._trails[index].take())
         if self._usage_chunk:
             yield self._shape.usage(self._total_usage())
 
@@ -91,13 +97,14 @@ class Completion:
             earlier = outputs.get(index)
             outputs[index] = output if earlier is None else earlier.followed_by(output)
         choices = [
-            FinishedChoice(index, output.text, output.finish_reason.value)
+            FinishedChoice(index, output.text, output.finish_reason.value, self._trails[index].take())
             for index, output in sorted(outputs.items())
             if output.finish_reason is not None
         ]
         return self._shape.whole(choices, self._total_usage())
 
     def _note(self, index: int, output: SequenceOutput) -> None:
+        self._trails[index].add(output.logprobs)
         if output.usage is not None:
             self._usages[index] = output.usage
         if index == 0 and output.finish_reason is not None:
@@ -128,17 +135,25 @@ class TextShape:
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         return [self.text(index, "") for index in range(num_choices)] if num_choices > 1 else []
 
-    def text(self, index: int, text: str) -> Chunk:
-        return self._chunk(TextChoice(index=index, text=text))
+    def text(self, index: int, text: str, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        return self._chunk(TextChoice(index=index, text=text, logprobs=text_logprobs(tokens)))
 
-    def finish(self, index: int, reason: FinishReasonName) -> Chunk:
-        return self._chunk(TextChoice(index=index, text="", finish_reason=reason))
+    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        return self._chunk(TextChoice(index=index, text="", logprobs=text_logprobs(tokens), finish_reason=reason))
 
     def usage(self, usage: Usage) -> Chunk:
         return TextCompletion(id=self.id, created=self.created, model=self.model, choices=(), usage=usage)
 
     def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply:
-        made = tuple(TextChoice(index=one.index, text=one.text, finish_reason=one.finish_reason) for one in choices)
+        made = tuple(
+            TextChoice(
+                index=one.index,
+                text=one.text,
+                logprobs=text_logprobs(one.tokens),
+                finish_reason=one.finish_reason,
+            )
+            for one in choices
+        )
         return TextCompletion(id=self.id, created=self.created, model=self.model, choices=made, usage=usage)
 
     def _chunk(self, choice: TextChoice) -> TextCompletion:
@@ -160,24 +175,35 @@ class ChatShape:
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         return [self._chunk(index, Delta(role="assistant", content="")) for index in range(num_choices)]
 
-    def text(self, index: int, text: str) -> Chunk:
-        return self._chunk(index, Delta(content=text))
+    def text(self, index: int, text: str, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        return self._chunk(index, Delta(content=text), tokens)
 
-    def finish(self, index: int, reason: FinishReasonName) -> Chunk:
-        return self._chunk(index, Delta(), reason)
+    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        return self._chunk(index, Delta(), tokens, reason)
 
     def usage(self, usage: Usage) -> Chunk:
         return ChatCompletionChunk(id=self.id, created=self.created, model=self.model, choices=(), usage=usage)
 
     def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply:
         made = tuple(
-            ChatChoice(index=one.index, message=AssistantMessage(content=one.text), finish_reason=one.finish_reason)
+            ChatChoice(
+                index=one.index,
+                message=AssistantMessage(content=one.text),
+                logprobs=chat_logprobs(one.tokens),
+                finish_reason=one.finish_reason,
+            )
             for one in choices
         )
         return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=made, usage=usage)
 
-    def _chunk(self, index: int, delta: Delta, reason: FinishReasonName | None = None) -> Chunk:
-        choice = ChunkChoice(index=index, delta=delta, finish_reason=reason)
+    def _chunk(
+        self,
+        index: int,
+        delta: Delta,
+        tokens: Sequence[GeneratedToken] = (),
+        reason: FinishReasonName | None = None,
+    ) -> Chunk:
+        choice = ChunkChoice(index=index, delta=delta, logprobs=chat_logprobs(tokens), finish_reason=reason)
         return ChatCompletionChunk(
             id=self.id, created=self.created, model=self.model, choices=(choice,), usage=self.no_usage
         )

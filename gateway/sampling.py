@@ -23,9 +23,17 @@ T = TypeVar("T")
 
 
 def sampling_params(
-    request: GenerationFields, entry: RegistryEntry, *, max_tokens: int | None, default_max_tokens: int | None
+    request: GenerationFields,
+    entry: RegistryEntry,
+    *,
+    max_tokens: int | None,
+    default_max_tokens: int | None,
+    num_logprobs: int | None = None,
 ) -> tuple[SamplingParams, ...]:
-    """One per choice. `max_tokens` is what the request says. Raises `InvalidRequestError` when limits contradict."""
+    """One per choice. `max_tokens` and `num_logprobs` are what the request says, in whatever words its endpoint has.
+
+    Raises `InvalidRequestError` when limits contradict.
+    """
     generation = entry.model.generation
     defaults = generation.generate_kwargs
     limit = _first(max_tokens, defaults.max_new_tokens, default_max_tokens)
@@ -41,6 +49,7 @@ def sampling_params(
         repetition_penalty=_given(request.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=_given(request.presence_penalty, 0.0),
         frequency_penalty=_given(request.frequency_penalty, 0.0),
+        num_logprobs=num_logprobs,
         ignore_eos=bool(request.ignore_eos),
         stop=tuple(dict.fromkeys(strings + request.stops)),
         stop_token_ids=token_ids,

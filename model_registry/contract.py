@@ -17,8 +17,9 @@ import msgspec
 
 from model_registry.schema import RegistryEntry
 
-CONTRACT_VERSION: Final = "1"
-"""Changes when a struct below changes incompatibly; a worker refuses a gateway that speaks another version."""
+CONTRACT_VERSION: Final = "2"
+"""Changes when a struct below changes incompatibly, or asks for what an older side would silently leave out; a worker
+refuses a gateway that speaks another version."""
 
 CHANNEL_METHOD: Final = "/aviary.Worker/Connect"
 SECRET_METADATA: Final = "x-aviary-secret"  # noqa: S105  (a header name, not a secret)
@@ -114,6 +115,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     seed: int | None = None
     """Same seed, same request, same model: same text, whatever else is in the batch. None: fresh randomness."""
+    num_logprobs: int | None = None
+    """Of each generated token its logprob and so many likeliest others'; 0: its own only, None: no logprobs."""
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     """Strings matched on the generated text; never shown."""
@@ -161,6 +164,27 @@ class SequenceTiming(msgspec.Struct, frozen=True, kw_only=True):
     """From there to the last token."""
 
 
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A token that was, or might have been, generated at one position."""
+
+    token_id: int
+    text: bytes
+    """What it adds to a text, in UTF-8, perhaps part of a character only; the name of a special token, which adds
+    nothing."""
+    is_special: bool
+    logprob: float
+    """Log-softmax of the model's raw logits in float32: before penalties, temperature and everything else that
+    `SamplingParams` do to them."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """How likely one generated token was, and what else was."""
+
+    chosen: Candidate
+    top: tuple[Candidate, ...] = ()
+    """The likeliest tokens, likeliest first, equally likely ones by id; the chosen one only if it is among them."""
+
+
 class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one sequence gained since its last output. Final when it has a finish_reason or a fault."""
 
@@ -168,6 +192,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     text: str = ""
     token_ids: tuple[int, ...] = ()
     """Every generated token, also those whose text is held back or cut by a stop."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each of `token_ids`, when they were asked for."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     """Set on the final output."""
@@ -184,6 +210,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             request_id=self.request_id,
             text=self.text + later.text,
             token_ids=self.token_ids + later.token_ids,
+            logprobs=self.logprobs + later.logprobs,
             finish_reason=later.finish_reason,
             usage=later.usage,
             timing=later.timing,

@@ -13,6 +13,7 @@ from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_
 ROLES = ("system", "developer", "user", "assistant")
 ROLES_LATER = ("tool", "function")
 PARTS_LATER = ("image_url", "input_audio", "file", "refusal", "video_url", "audio_url")
+MAX_TOP_LOGPROBS = 20
 
 
 def _known_role(role: str) -> str:
@@ -65,19 +66,21 @@ class ChatCompletionRequest(GenerationFields):
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")
     max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Today's name of `max_tokens`.")
     parallel_tool_calls: bool | None = Field(None, description="Without effect, since no tools are taken.")
+    logprobs: bool | None = Field(None, description="Tell how likely each generated token was.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="Likeliest tokens told beside it, with `logprobs` only."
+    )
 
     audio: only_neutral() = None  # type: ignore[valid-type]
     chat_template_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
     function_call: only_neutral("none", "auto") = None  # type: ignore[valid-type]
     functions: only_neutral([]) = None  # type: ignore[valid-type]
-    logprobs: only_neutral(False) = None  # type: ignore[valid-type]
     modalities: only_neutral(["text"]) = None  # type: ignore[valid-type]
     prediction: only_neutral() = None  # type: ignore[valid-type]
     reasoning_effort: only_neutral("none") = None  # type: ignore[valid-type]
     response_format: only_neutral({"type": "text"}) = None  # type: ignore[valid-type]
     tool_choice: only_neutral("none", "auto") = None  # type: ignore[valid-type]
     tools: only_neutral([]) = None  # type: ignore[valid-type]
-    top_logprobs: only_neutral(0) = None  # type: ignore[valid-type]
     verbosity: only_neutral() = None  # type: ignore[valid-type]
     web_search_options: only_neutral() = None  # type: ignore[valid-type]
 
@@ -91,6 +94,14 @@ class ChatCompletionRequest(GenerationFields):
                 param="max_completion_tokens",
                 code="invalid_value",
             )
+        if self.top_logprobs and not self.logprobs:  # in OpenAI's words, which give it no code
+            raise InvalidRequestError(
+                "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.", param="top_logprobs"
+            )
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:

@@ -10,6 +10,8 @@ from gateway.errors import UnsupportedParameterError
 from gateway.protocol.fields import GenerationFields
 from gateway.protocol.validation import invalid, only_neutral
 
+MAX_LOGPROBS = 5
+
 
 def _one_text(value: Any) -> Any:
     if isinstance(value, list):
@@ -26,8 +28,13 @@ class CompletionRequest(GenerationFields):
     prompt: Annotated[str, BeforeValidator(_one_text)] = Field(description="The text to go on with.")
 
     best_of: int | None = Field(None, ge=1, description="Only 1, or the value of `n`.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Tell how likely each generated token was, and so many likeliest others.",
+    )
     echo: only_neutral(False) = None  # type: ignore[valid-type]
-    logprobs: only_neutral() = None  # type: ignore[valid-type]
     suffix: only_neutral() = None  # type: ignore[valid-type]
 
     def check_together(self) -> None:

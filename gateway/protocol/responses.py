@@ -28,12 +28,21 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 MaybeUsage = Usage | None | UnsetType
 
 
+class TextLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a completion's tokens, a list of each thing."""
+
+    tokens: tuple[str, ...]
+    token_logprobs: tuple[float, ...]
+    top_logprobs: tuple[dict[str, float], ...]
+    text_offset: tuple[int, ...]
+
+
 class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
     """A choice of a completion, and of its chunks."""
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     finish_reason: FinishReasonName | None = None
 
 
@@ -48,6 +57,24 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: MaybeUsage = UNSET
 
 
+class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None
+    top_logprobs: tuple[TopLogprob, ...]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    content: tuple[TokenLogprob, ...]
+    refusal: None = None
+
+
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str
@@ -57,7 +84,7 @@ class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReasonName
 
 
@@ -78,7 +105,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReasonName | None = None
 
 

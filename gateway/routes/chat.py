@@ -24,7 +24,13 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
     return Plan(
         prompt=render_chat(messages, prompt_format),
-        sampling=sampling_params(request, model.entry, max_tokens=request.token_limit, default_max_tokens=None),
+        sampling=sampling_params(
+            request,
+            model.entry,
+            max_tokens=request.token_limit,
+            default_max_tokens=None,
+            num_logprobs=request.num_logprobs,
+        ),
         shape=ChatShape(model.model_id, no_usage=None if request.wants_usage_chunk else UNSET),
     )
 

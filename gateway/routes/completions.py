@@ -22,7 +22,11 @@ def _plan(request: CompletionRequest, model: ModelView) -> Plan:
     return Plan(
         prompt=render_chat([message], prompt_format) if request.use_prompt_format else raw_text(request.prompt),
         sampling=sampling_params(
-            request, model.entry, max_tokens=request.max_tokens, default_max_tokens=DEFAULT_COMPLETION_TOKENS
+            request,
+            model.entry,
+            max_tokens=request.max_tokens,
+            default_max_tokens=DEFAULT_COMPLETION_TOKENS,
+            num_logprobs=request.logprobs,
         ),
         shape=TextShape(model.model_id, no_usage=None if request.wants_usage_chunk else UNSET),
     )

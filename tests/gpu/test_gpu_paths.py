@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from model_registry.contract import GenerationRequest, SamplingParams, TokenPrompt
 from model_registry.schema import RegistryEntry
-from tests.support.tensor_parallel_group import assert_equals_unsharded, prompts, run_group
+from tests.support.tensor_parallel_group import assert_equals_unsharded, greedily, prompts, run_group
 from workers.engine.engine import Engine
 from workers.initializers import build_engine, initializer_for
 
@@ -114,5 +114,5 @@ def test_a_device_map_spreads_layers_and_their_kv_cache_over_two_gpus(smollm2: P
 @two_gpus
 def test_two_ranks_over_nccl_equal_the_unsharded_model(smollm2: Path, tmp_path: Path) -> None:
     token_ids = prompts(49152)
-    group = run_group(smollm2, 2, tmp_path, token_ids, num_gpus_per_worker=1)
+    group = run_group(smollm2, 2, tmp_path, greedily(token_ids), num_gpus_per_worker=1)
     assert_equals_unsharded(group, smollm2, token_ids)

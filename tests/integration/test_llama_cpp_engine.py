@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from model_registry.contract import (
     ChatMessage,
@@ -38,6 +39,7 @@ from workers.initializers.base import LoadedModel
 from workers.initializers.llama_log import redirect_log
 from workers.initializers.llama_parameters import HONOURED, REFUSED, parse_parameters
 from workers.runners.llama_library import has_amx, llama_cpp
+from workers.runners.token_pieces import TokenPieces
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
 
@@ -325,6 +327,15 @@ def test_text_is_split_as_the_converted_model_splits_it(
     token_ids = loaded[0].tokenizer.encode_prompt(TextPrompt((TextSegment(text, trusted=False),)))
     assert token_ids == AutoTokenizer.from_pretrained(smollm2)(text, add_special_tokens=False)["input_ids"]
     assert loaded[0].tokenizer.decode(token_ids) == text
+
+
+def test_each_token_is_what_the_converted_model_says_it_is(
+    loaded: tuple[LoadedModel, RegistryEntry], smollm2: Path
+) -> None:
+    tokenizer = loaded[0].tokenizer
+    pieces = TokenPieces(Tokenizer.from_file(str(smollm2 / "tokenizer.json")))
+    ids = range(tokenizer.vocab_size)
+    assert [tokenizer.piece(token_id) for token_id in ids] == [pieces.of(token_id) for token_id in ids]
 
 
 def test_every_argument_of_the_llama_class_is_honoured_or_refused_by_name() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.completion_choice import Logprobs as TextLogprobs
 
 from gateway.channel import GrpcChannel
 from model_registry.loader import ZOO, load_entry
@@ -110,7 +112,29 @@ def parameter_set(seed: int) -> dict[str, Any]:
         "ignore_eos": [False, True],
     }
     picked = {name: generator.choice(values) for name, values in choices.items()}
+    num_logprobs = generator.choice([None, 0, 2, 5])
+    if seed % 2:
+        picked["logprobs"] = num_logprobs
+    elif num_logprobs is not None:
+        picked |= {"logprobs": True, "top_logprobs": num_logprobs}
     return {**picked, "extra_body": {name: generator.choice(values) for name, values in extra.items()}}
+
+
+Told = tuple[str, float, dict[str, float], int]
+"""A token as a reply tells it: its text, its logprob, the likeliest ones, and its place in the text."""
+
+
+def logprobs_of(parts: list[Any]) -> list[Told]:
+    """Of a choice, or of all its chunks one after the other."""
+    told: list[Told] = []
+    for logprobs in (part.logprobs for part in parts if part.logprobs):
+        if isinstance(logprobs, TextLogprobs):
+            lists = (logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, logprobs.text_offset)
+            told += zip(*lists, strict=True)  # type: ignore[arg-type]
+        else:
+            for one in logprobs.content:
+                told.append((one.token, one.logprob, {top.token: top.logprob for top in one.top_logprobs}, 0))
+    return told
 
 
 @pytest.mark.parametrize("seed", range(NUM_PARAMETER_SETS))
@@ -133,6 +157,31 @@ def test_a_stream_says_exactly_what_the_whole_reply_says(tiny: System, seed: int
         texts = [part.text if seed % 2 else part.delta.content or "" for part in streamed]
         assert "".join(texts) == (choice.text if seed % 2 else choice.message.content)
         assert [part.finish_reason for part in streamed if part.finish_reason] == [choice.finish_reason]
+        for told, expected in zip(logprobs_of(streamed), logprobs_of([choice]), strict=True):
+            assert (told[0], told[3]) == (expected[0], expected[3])
+            assert told[1] == pytest.approx(expected[1], abs=1e-3)
+            assert told[2] == pytest.approx(expected[2], abs=1e-3)
+        assert (choice.logprobs is None) == (parameters.get("logprobs") is None)
+    if parameters.get("logprobs") is not None:
+        assert sum(len(logprobs_of([choice])) for choice in whole.choices) == whole.usage.completion_tokens
+
+
+def test_the_clients_own_accumulator_collects_the_logprobs_of_each_choice(tiny: System) -> None:
+    fields: Any = {"model": TINY, "messages": [{"role": "user", "content": "every worker"}], "max_tokens": 16}
+    fields |= {"n": 2, "seed": 3, "logprobs": True, "top_logprobs": 2}
+    with tiny.client as client:
+        whole = client.chat.completions.create(**fields)
+        state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+        for chunk in client.chat.completions.create(**fields, stream=True):
+            state.handle_chunk(chunk)
+    for collected, expected in zip(state.current_completion_snapshot.choices, whole.choices, strict=True):
+        assert collected.logprobs is not None
+        assert expected.logprobs is not None
+        tokens, expected_tokens = collected.logprobs.content or [], expected.logprobs.content or []
+        assert [one.token for one in tokens] == [one.token for one in expected_tokens]
+        assert [len(one.top_logprobs) for one in tokens] == [2] * len(tokens)
+        data = bytes(byte for one in tokens for byte in one.bytes or [])
+        assert data.decode(errors="replace") == collected.message.content
 
 
 def test_the_same_seed_says_the_same_again(tiny: System) -> None:

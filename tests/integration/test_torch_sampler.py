@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from model_registry.contract import GenerationRequest, SamplingParams, TokenPrompt
+from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
 from workers.runners import sampling
@@ -42,12 +43,21 @@ def logits(seed: int = 0) -> torch.Tensor:
     return torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 3
 
 
+def sample(rows: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    """The tokens that are chosen, where no row fails."""
+    return [token.token_id for token in tokens_of(rows, sequences)]
+
+
+def tokens_of(rows: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+    sampled = TorchSampler().sample(rows, sequences)
+    return [token for token in sampled if isinstance(token, SampledToken)]
+
+
 def draws(row: torch.Tensor, num_draws: int, **params: Any) -> Counter[int]:
     """How often each token is chosen over many seeds."""
     counts: Counter[int] = Counter()
     for seed in range(num_draws):
-        (token,) = TorchSampler().sample(row.clone()[None], [sequence(seed=seed, **params)])
-        assert isinstance(token, int)
+        (token,) = sample(row.clone()[None], [sequence(seed=seed, **params)])
         counts[token] += 1
     return counts
 
@@ -55,7 +65,7 @@ def draws(row: torch.Tensor, num_draws: int, **params: Any) -> Counter[int]:
 def test_temperature_zero_takes_the_likeliest() -> None:
     rows = torch.stack([logits(1), logits(2)])
     expected = rows.argmax(dim=-1).tolist()
-    assert TorchSampler().sample(rows, [sequence(temperature=0), sequence(temperature=0)]) == expected
+    assert sample(rows, [sequence(temperature=0), sequence(temperature=0)]) == expected
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-38, 1e-6, 1e-5])
@@ -105,7 +115,7 @@ def test_repetition_penalty_divides_likely_and_multiplies_unlikely_logits_of_pro
     row = torch.full((VOCAB_SIZE,), -1.0)
     row[3], row[7], row[9] = 2.0, 1.5, 1.4
     made = sequence((7,), repetition_penalty=2.0, temperature=0)
-    assert TorchSampler().sample(row[None], [made]) == [9]
+    assert sample(row[None], [made]) == [9]
     assert row[3] == 1.0
     assert row[7] == 0.75
     assert row[4] == -2.0
@@ -114,7 +124,7 @@ def test_repetition_penalty_divides_likely_and_multiplies_unlikely_logits_of_pro
 def test_frequency_and_presence_penalties_count_the_answer_only() -> None:
     row = torch.zeros(VOCAB_SIZE)
     made = sequence((7, 7, 9), frequency_penalty=0.5, presence_penalty=0.25, temperature=0)
-    TorchSampler().sample(row[None], [made])
+    sample(row[None], [made])
     assert (row[7], row[9], row[3]) == (-1.25, -0.75, 0.0)
 
 
@@ -122,22 +132,75 @@ def test_no_end_and_no_stop_token_before_min_tokens() -> None:
     row = torch.zeros(VOCAB_SIZE)
     row[0], row[5], row[6] = 9.0, 8.0, 1.0
     early = sequence((1,), min_tokens=2, stop_token_ids=(5,), temperature=0)
-    assert TorchSampler().sample(row.clone()[None], [early]) == [6]
+    assert sample(row.clone()[None], [early]) == [6]
     late = sequence((1, 1), min_tokens=2, stop_token_ids=(5,), temperature=0)
-    assert TorchSampler().sample(row.clone()[None], [late]) == [0]
+    assert sample(row.clone()[None], [late]) == [0]
 
 
 def test_logits_that_are_not_finite_fail_their_own_row_only() -> None:
     rows = torch.stack([logits(1), torch.full((VOCAB_SIZE,), torch.nan), logits(2)])
     expected = rows.argmax(dim=-1).tolist()
-    tokens = TorchSampler().sample(rows, [sequence(temperature=0) for _ in range(3)])
+    tokens = TorchSampler().sample(rows, [sequence(temperature=0, num_logprobs=2) for _ in range(3)])
     assert isinstance(tokens[1], ArithmeticError)
-    assert (tokens[0], tokens[2]) == (expected[0], expected[2])
+    assert [token.token_id for token in tokens if isinstance(token, SampledToken)] == [expected[0], expected[2]]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     params = {"temperature": 0.9, "top_p": 0.9, "seed": 5, "frequency_penalty": 0.3}
-    alone = TorchSampler().sample(logits(1)[None], [sequence((7,), **params)])
+    alone = sample(logits(1)[None], [sequence((7,), **params)])
     rows = torch.stack([logits(2), logits(1), logits(3)])
-    among = TorchSampler().sample(rows, [sequence(seed=1), sequence((7,), **params), sequence(temperature=0)])
+    among = sample(rows, [sequence(seed=1), sequence((7,), **params), sequence(temperature=0)])
     assert among[1] == alone[0]
+
+
+def raw_logprobs(row: torch.Tensor, made: Sequence) -> RawLogprobs:
+    (token,) = tokens_of(row.clone()[None], [made])
+    assert token.logprobs is not None
+    return token.logprobs
+
+
+@pytest.mark.parametrize("num_logprobs", [0, 1, 20, VOCAB_SIZE, VOCAB_SIZE + 5])
+def test_logprobs_are_the_log_softmax_of_the_raw_row_whatever_sampling_makes_of_it(num_logprobs: int) -> None:
+    row = logits(6)
+    expected = torch.log_softmax(row.double(), dim=-1)
+    changing = {"temperature": 1.7, "top_k": 3, "frequency_penalty": 2.0, "repetition_penalty": 3.0, "min_tokens": 9}
+    made = sequence((7, int(row.argmax())), seed=3, num_logprobs=num_logprobs, **changing)
+    (token,) = tokens_of(row.clone()[None], [made])
+    assert token.logprobs is not None
+    assert token.logprobs.chosen == pytest.approx(float(expected[token.token_id]), abs=1e-5)
+    ranked = sorted(range(VOCAB_SIZE), key=lambda token_id: -float(row[token_id]))[:num_logprobs]
+    assert [token_id for token_id, _ in token.logprobs.top] == ranked
+    assert [value for _, value in token.logprobs.top] == pytest.approx(expected[ranked].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_logprobs", [1, 2, 3, 4, 6])
+def test_equally_likely_tokens_are_told_by_id_wherever_the_list_ends(num_logprobs: int) -> None:
+    row = torch.zeros(VOCAB_SIZE)
+    row[[40, 9, 33, 21]] = 2.0
+    row[12] = 3.0
+    top = raw_logprobs(row, sequence(num_logprobs=num_logprobs)).top
+    assert [token_id for token_id, _ in top] == [12, 9, 21, 33, 40, 0][:num_logprobs]
+
+
+def test_logprobs_do_not_depend_on_neighbours_nor_on_what_these_want() -> None:
+    alone = raw_logprobs(logits(1), sequence(seed=5, num_logprobs=4))
+    rows = torch.stack([logits(2), logits(1), logits(3)])
+    among = tokens_of(rows, [sequence(num_logprobs=20), sequence(seed=5, num_logprobs=4), sequence()])
+    assert among[1].logprobs == alone
+    assert among[2].logprobs is None
+
+
+def test_wanting_logprobs_does_not_change_the_tokens() -> None:
+    params = {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.5}
+    plain = sample(logits(1)[None], [sequence((7,), **params)])
+    assert sample(logits(1)[None], [sequence((7,), num_logprobs=20, **params)]) == plain
+
+
+def test_nothing_is_computed_for_those_who_want_no_logprobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("log_softmax costs time")
+
+    monkeypatch.setattr(torch, "log_softmax", fail)
+    sample(logits(1)[None], [sequence()])
+    with pytest.raises(AssertionError, match="costs time"):
+        sample(logits(1)[None], [sequence(num_logprobs=0)])

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from transformers import AutoModelForCausalLM
+
+from model_registry.contract import GenerationRequest, SamplingParams, SequenceOutput, TokenPrompt
+from tests.support.tensor_parallel_rank import Answer, Loaded, Shapes
 
 MAX_TOKENS = 12
 TIMEOUT_S = 150
@@ -25,29 +29,38 @@ TOLERANCE = 1e-3
 class Group:
     """What the ranks of one group printed."""
 
-    shapes: list[dict[str, list[int]]]
+    shapes: list[Shapes]
     forwards: list[str]
     """What runs the model on each rank."""
     notes: list[str]
     logits: torch.Tensor
-    generated: list[list[int]]
+    outputs: dict[str, SequenceOutput]
+    """By request."""
 
 
 def prompts(vocab_size: int) -> list[list[int]]:
     return [[(11 + 37 * number + 101 * place) % vocab_size for place in range(9 + 7 * number)] for number in range(4)]
 
 
+def greedily(token_ids: list[list[int]]) -> list[GenerationRequest]:
+    sampling = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    return [
+        GenerationRequest(request_id=str(number), prompt=TokenPrompt(tuple(prompt)), sampling=sampling)
+        for number, prompt in enumerate(token_ids)
+    ]
+
+
 def run_group(
     folder: Path,
     num_ranks: int,
     work: Path,
-    token_ids: list[list[int]],
+    requests: list[GenerationRequest],
     *,
     num_gpus_per_worker: int = 0,
     max_batch_tokens: int = 256,
     **initializer: Any,
 ) -> Group:
-    """Load the model over so many ranks, in the folder `work`, and continue the prompts greedily."""
+    """Load the model over so many ranks, in the folder `work`, and answer the requests, all running together."""
     entry = {
         "model_config": {
             "model_id": "tests/model",
@@ -64,20 +77,21 @@ def run_group(
         },
     }
     (work / "entry.json").write_text(json.dumps(entry))
-    (work / "probe.json").write_text(json.dumps({"prompts": token_ids, "max_tokens": MAX_TOKENS}))
-    files = [str(work / name) for name in ("address", "entry.json", "probe.json")]
+    (work / "requests.json").write_bytes(msgspec.json.encode(requests))
+    files = [str(work / name) for name in ("address", "entry.json", "requests.json")]
     with ExitStack() as processes:
         ranks = [processes.enter_context(rank_process(rank, num_ranks, files, work)) for rank in range(num_ranks)]
         outputs = [rank.communicate(timeout=TIMEOUT_S)[0] for rank in ranks]
-    lines = [[json.loads(line) for line in output.splitlines() if line.startswith("{")] for output in outputs]
+    lines = [[line for line in output.splitlines() if line.startswith("{")] for output in outputs]
     assert len(lines[0]) == 2, (work / "rank-0.log").read_text()
-    loaded, answer = [rank_lines[0] for rank_lines in lines], lines[0][1]
+    loaded = [msgspec.json.decode(rank_lines[0], type=Loaded) for rank_lines in lines]
+    answer = msgspec.json.decode(lines[0][1], type=Answer)
     return Group(
-        shapes=[rank["shapes"] for rank in loaded],
-        forwards=[rank["forward"] for rank in loaded],
-        notes=[rank["note"] for rank in loaded],
-        logits=torch.tensor(answer["logits"]),
-        generated=answer["generated"],
+        shapes=[rank.shapes for rank in loaded],
+        forwards=[rank.forward for rank in loaded],
+        notes=[rank.note for rank in loaded],
+        logits=torch.tensor(answer.logits),
+        outputs=answer.outputs,
     )
 
 
@@ -101,7 +115,8 @@ def assert_equals_unsharded(group: Group, folder: Path, token_ids: list[list[int
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     expected = model(torch.tensor(token_ids[:1])).logits[0, -1]
     assert float((group.logits - expected).abs().max()) < TOLERANCE
-    for prompt, generated in zip(token_ids, group.generated, strict=True):
+    for number, prompt in enumerate(token_ids):
+        generated = list(group.outputs[str(number)].token_ids)
         logits = model(torch.tensor([prompt + generated])).logits[0, len(prompt) - 1 : -1]
         highest = logits.max(dim=-1).values
         chosen = logits.gather(1, torch.tensor(generated)[:, None])[:, 0]

@@ -1,22 +1,25 @@
 """One rank of a tensor-parallel group in a process of its own, without Ray.
 
-    python -m tests.support.tensor_parallel_rank RANK NUM_RANKS ADDRESS_FILE ENTRY_FILE [PROBE_FILE]
+    python -m tests.support.tensor_parallel_rank RANK NUM_RANKS ADDRESS_FILE ENTRY_FILE REQUESTS_FILE
 
 The leader writes its address into a file for the others. Each rank prints one JSON line with the shapes of its first
-layer and how it runs; then the leader reads a probe, and prints another with its logits and greedy continuations.
+layer and how it runs; then the leader reads requests, and prints another with its logits and what it answers.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_registry.contract import GenerationRequest, SamplingParams, TokenPrompt
+import msgspec
+
+from model_registry.contract import GenerationRequest, SequenceOutput
 from model_registry.schema import RegistryEntry
+from workers.engine.engine import Engine
 from workers.engine.runner import Chunk, StepPlan
 from workers.group import GroupListener, RankGroup, join_group
 from workers.initializers import build_engine, initializer_for
@@ -27,22 +30,38 @@ HOST = "127.0.0.1"
 SECRET = "tests"
 BLOCK_SIZE = 16
 
+Shapes = dict[str, list[int]]
+"""Of the weights of a rank's first layer."""
 
-def main(rank: int, num_ranks: int, address_file: Path, entry_file: Path, probe_file: Path) -> None:
+
+class Loaded(msgspec.Struct):
+    shapes: Shapes
+    forward: str
+    """Name of the class that runs the model."""
+    note: str
+
+
+class Answer(msgspec.Struct):
+    logits: list[float]
+    """After the prompt of the first request."""
+    outputs: dict[str, SequenceOutput]
+
+
+def main(rank: int, num_ranks: int, address_file: Path, entry_file: Path, requests_file: Path) -> None:
     entry = RegistryEntry.model_validate_json(entry_file.read_text())
     group = lead(num_ranks, address_file) if rank == 0 else join(rank, num_ranks, address_file)
     loaded = initializer_for(entry, group).load(entry, lambda line: None)
     runner: Any = loaded.runner
     forward = (runner._runner if rank == 0 else runner)._forward
-    say({"shapes": shapes(forward._model), "forward": type(forward).__name__, "note": loaded.note})
+    say(Loaded(shapes(forward._model), type(forward).__name__, loaded.note))
     if rank:
         follow(loaded.runner, group)  # type: ignore[arg-type]  # a follower's group, as the rank is not 0
-    say(answer(entry, loaded, json.loads(probe_file.read_text())))
+    say(answer(entry, loaded, msgspec.json.decode(requests_file.read_bytes(), type=list[GenerationRequest])))
     os._exit(0)
 
 
-def say(message: dict[str, Any]) -> None:
-    sys.stdout.write(f"{json.dumps(message)}\n")
+def say(message: Loaded | Answer) -> None:
+    sys.stdout.write(f"{msgspec.json.encode(message).decode()}\n")
     sys.stdout.flush()
 
 
@@ -61,27 +80,30 @@ def join(rank: int, num_ranks: int, address_file: Path) -> RankGroup:
     return join_group(address_file.read_text(), SECRET, rank, num_ranks, HOST)
 
 
-def shapes(model: Any) -> dict[str, list[int]]:
+def shapes(model: Any) -> Shapes:
     attention, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
     weights = {"q": attention.q_proj, "k": attention.k_proj, "o": attention.o_proj, "down": mlp.down_proj}
     return {name: list(layer.weight.shape) for name, layer in weights.items()}
 
 
-def answer(entry: RegistryEntry, loaded: LoadedModel, probe: dict[str, Any]) -> dict[str, Any]:
-    """Logits after the first prompt, and what follows each prompt greedily, all of them running together."""
-    first = probe["prompts"][0]
+def answer(entry: RegistryEntry, loaded: LoadedModel, requests: list[GenerationRequest]) -> Answer:
+    """Logits after the first prompt, and what the requests are answered, all of them running together."""
+    first = loaded.tokenizer.encode_prompt(requests[0].prompt)
     block_ids = list(range(-(-len(first) // BLOCK_SIZE)))
     logits = loaded.runner.run(StepPlan([Chunk(first, 0, block_ids, wants_logits=True)]))[0].tolist()
-    engine = build_engine(entry, loaded)
-    sampling = SamplingParams(temperature=0, max_tokens=probe["max_tokens"], ignore_eos=True)
-    for number, token_ids in enumerate(probe["prompts"]):
-        prompt = TokenPrompt(tuple(token_ids))
-        engine.submit(engine.prepare(GenerationRequest(request_id=str(number), prompt=prompt, sampling=sampling)))
-    generated: list[list[int]] = [[] for _ in probe["prompts"]]
+    return Answer(logits, run_together(build_engine(entry, loaded), requests))
+
+
+def run_together(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str, SequenceOutput]:
+    """All outputs of each request as one."""
+    for request in requests:
+        engine.submit(engine.prepare(request))
+    outputs: dict[str, SequenceOutput] = {}
     while engine.has_work:
         for output in engine.step():
-            generated[int(output.request_id)] += output.token_ids
-    return {"logits": logits, "generated": generated}
+            known = outputs.get(output.request_id)
+            outputs[output.request_id] = known.followed_by(output) if known else output
+    return outputs
 
 
 if __name__ == "__main__":

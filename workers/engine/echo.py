@@ -2,23 +2,33 @@
 
 It ships, and is chosen in YAML by `initializer: {type: Echo}`, so that the whole system can be tested, loaded and
 broken without weights or torch. It uses its KV blocks as a real runner does: what it answers is read back from them, so
-a block table gone wrong shows in the text. Sampling parameters do not change what it says; limits and stops work.
+a block table gone wrong shows in the text. Sampling parameters do not change what it says; limits and stops work. Its
+logprobs are those of a model that is half sure of what it predicts, and finds all other tokens equally likely.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence as Ids
 
 from model_registry.contract import ChatPrompt, FaultKind, Prompt, RequestFaultError, TokenPrompt
 from workers.engine.runner import Chunk, StepPlan
+from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
+from workers.engine.tokenizer import Piece
 
 END_OF_PROMPT = 256
 END_OF_SEQUENCE = 257
 VOCAB_SIZE = 258
 SPACE = ord(" ")
 BLOCK_SIZE = 16
+PREDICTED_LOGPROB = math.log(1 / 2)
+OTHER_LOGPROB = math.log(1 / 2 / (VOCAB_SIZE - 1))
+_SPECIAL_PIECES = {
+    END_OF_PROMPT: Piece(b"<end of prompt>", is_special=True),
+    END_OF_SEQUENCE: Piece(b"<end of sequence>", is_special=True),
+}
 
 
 class ByteTokenizer:
@@ -42,6 +52,9 @@ class ByteTokenizer:
 
     def decode(self, token_ids: Ids[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < END_OF_PROMPT).decode(errors="replace")
+
+    def piece(self, token_id: int) -> Piece:
+        return _SPECIAL_PIECES.get(token_id) or Piece(bytes([token_id]))
 
 
 class EchoRunner:
@@ -70,11 +83,22 @@ class EchoRunner:
 class EchoSampler:
     """Takes the runner's prediction, but no end before `min_tokens`."""
 
-    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[int | Exception]:
-        return [
-            SPACE if token_id == END_OF_SEQUENCE and not sequence.may_end else token_id
-            for token_id, sequence in zip(rows, sequences, strict=True)
-        ]
+    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
+        return [_sampled(predicted, sequence) for predicted, sequence in zip(rows, sequences, strict=True)]
+
+
+def _sampled(predicted: int, sequence: Sequence) -> SampledToken:
+    token_id = SPACE if predicted == END_OF_SEQUENCE and not sequence.may_end else predicted
+    num_logprobs = sequence.request.sampling.num_logprobs
+    if num_logprobs is None:
+        return SampledToken(token_id)
+    ranked = [predicted, *(other for other in range(VOCAB_SIZE) if other != predicted)][:num_logprobs]
+    top = [(other, _logprob(other, predicted)) for other in ranked]
+    return SampledToken(token_id, RawLogprobs(_logprob(token_id, predicted), top))
+
+
+def _logprob(token_id: int, predicted: int) -> float:
+    return PREDICTED_LOGPROB if token_id == predicted else OTHER_LOGPROB
 
 
 def _slot(chunk: Chunk, position: int) -> int:

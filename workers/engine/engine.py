@@ -12,6 +12,7 @@ from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, replace
 
 from model_registry.contract import (
+    Candidate,
     Fault,
     FaultKind,
     FinishReason,
@@ -19,11 +20,12 @@ from model_registry.contract import (
     RequestFaultError,
     SamplingParams,
     SequenceOutput,
+    TokenLogprobs,
     WorkerStatus,
 )
 from workers.engine.kv_cache import KVCache
 from workers.engine.runner import KVOperation, ModelRunner, StepPlan
-from workers.engine.sampler import Sampler
+from workers.engine.sampler import SampledToken, Sampler
 from workers.engine.scheduler import Scheduled, Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
@@ -116,10 +118,10 @@ class Engine:
         scheduled = self._scheduler.schedule()
         if not scheduled:
             return []
-        tokens = self._run(scheduled, self._scheduler.take_kv_operations())
+        sampled = self._run(scheduled, self._scheduler.take_kv_operations())
         self._num_steps += 1
         self._step_batch_size = len(scheduled)
-        outputs = [self._emit(part, token) for part, token in zip(scheduled, tokens, strict=True)]
+        outputs = [self._emit(part, token) for part, token in zip(scheduled, sampled, strict=True)]
         return [output for output in outputs if output is not None]
 
     def status(self) -> WorkerStatus:
@@ -137,7 +139,7 @@ class Engine:
 
     def _run(
         self, scheduled: list[Scheduled], kv_operations: Sequences[KVOperation] = ()
-    ) -> list[int | Exception | None]:
+    ) -> list[SampledToken | Exception | None]:
         """One token per part that completes, None for the others, an exception for a part that failed by itself.
 
         Raises `DeviceLostError`, which ends the engine: nothing on a lost device can be blamed on one request.
@@ -155,25 +157,28 @@ class Engine:
             logger.warning("a step of %d sequences failed, running them one by one: %s", len(scheduled), error)
             return [self._run([part])[0] for part in scheduled]
 
-    def _emit(self, scheduled: Scheduled, token: int | Exception | None) -> SequenceOutput | None:
+    def _emit(self, scheduled: Scheduled, sampled: SampledToken | Exception | None) -> SequenceOutput | None:
         """Note one part's result and turn it into output."""
         sequence = scheduled.sequence
-        if isinstance(token, Exception):
-            return self._fail(sequence, token)
+        if isinstance(sampled, Exception):
+            return self._fail(sequence, sampled)
         self._count_prefill(scheduled)
         self._scheduler.commit(scheduled)
-        if token is None:
+        if sampled is None:
             return None
+        token = sampled.token_id
         sequence.append(token)
         self._generated_tokens_total += 1
         text, finish_reason = self._advance_text(sequence, token)
+        logprobs = self._logprobs(sampled)
         if finish_reason is None:
-            return SequenceOutput(request_id=sequence.request_id, text=text, token_ids=(token,))
+            return SequenceOutput(request_id=sequence.request_id, text=text, token_ids=(token,), logprobs=logprobs)
         self.abort(sequence.request_id)
         return SequenceOutput(
             request_id=sequence.request_id,
             text=text,
             token_ids=(token,),
+            logprobs=logprobs,
             finish_reason=finish_reason,
             usage=sequence.usage(),
             timing=sequence.timing(),
@@ -192,6 +197,17 @@ class Engine:
             return text, None
         rest, stopped = stream.flush()
         return text + rest, FinishReason.STOP if stopped else FinishReason.LENGTH
+
+    def _logprobs(self, sampled: SampledToken) -> tuple[TokenLogprobs, ...]:
+        """Those of one token with the tokens' own texts, or none."""
+        if sampled.logprobs is None:
+            return ()
+        chosen = self._candidate(sampled.token_id, sampled.logprobs.chosen)
+        return (TokenLogprobs(chosen, tuple(self._candidate(*other) for other in sampled.logprobs.top)),)
+
+    def _candidate(self, token_id: int, logprob: float) -> Candidate:
+        piece = self._tokenizer.piece(token_id)
+        return Candidate(token_id, piece.text, piece.is_special, logprob)
 
     def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
         logger.error("request %s failed in the model", sequence.request_id, exc_info=error)

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from model_registry.contract import FaultKind, Prompt, RequestFaultError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token by itself."""
+
+    text: bytes
+    """What it adds to a text, in UTF-8, perhaps part of a character only; the name of a special token, which adds
+    nothing."""
+    is_special: bool = False
 
 
 class Tokenizer(Protocol):
@@ -24,6 +35,14 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out; an incomplete UTF-8 sequence shows as U+FFFD."""
+
+    def piece(self, token_id: int) -> Piece:
+        """What a token of the vocabulary stands for, wherever in a text it is."""
+
+
+def unnamed_piece(token_id: int) -> Piece:
+    """Of an id that the vocabulary has no token for: logits may be wider than it. Written as vLLM writes it."""
+    return Piece(f"token_id:{token_id}".encode(), is_special=True)
 
 
 def checked_token_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Sequence
 
 from model_registry.contract import Prompt, TextPrompt, TokenPrompt
-from workers.engine.tokenizer import checked_token_ids
+from workers.engine.tokenizer import Piece, checked_token_ids, unnamed_piece
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.llama_library import llama_cpp
 from workers.runners.llama_model import LlamaModel
@@ -45,6 +45,12 @@ class LlamaCppTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return b"".join([self._pieces[token_id] for token_id in token_ids]).decode(errors="replace")
+
+    def piece(self, token_id: int) -> Piece:
+        if self._pieces[token_id]:
+            return Piece(self._pieces[token_id])
+        name = _text_of(self._model, token_id)
+        return Piece(name.encode(), is_special=True) if name else unnamed_piece(token_id)
 
     def _encode(self, text: str, escape: Escape) -> list[int]:
         if not escape.hidden:

@@ -12,9 +12,10 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from model_registry.contract import Prompt, TextPrompt, TokenPrompt
-from workers.engine.tokenizer import checked_token_ids
+from workers.engine.tokenizer import Piece, checked_token_ids
 from workers.errors import UnsupportedModelError
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
+from workers.runners.token_pieces import TokenPieces
 
 
 class HuggingFaceTokenizer:
@@ -37,6 +38,7 @@ class HuggingFaceTokenizer:
         added = self._rust.get_added_tokens_decoder().items()
         self._special = SpecialTokens({token.content: token_id for token_id, token in added if token.special})
         self._opening_ids = self._find_opening_ids()
+        self._pieces = TokenPieces(self._rust)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, TokenPrompt):
@@ -49,6 +51,9 @@ class HuggingFaceTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._rust.decode(token_ids, skip_special_tokens=True)
         return text
+
+    def piece(self, token_id: int) -> Piece:
+        return self._pieces.of(token_id)
 
     def _encode(self, text: str, escape: Escape) -> list[int]:
         if not escape.hidden:

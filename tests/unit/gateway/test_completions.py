@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from gateway.completions import ChatShape, Completion, ReplyShape, TextShape
 from gateway.errors import ServerError
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import encode
-from model_registry.contract import FinishReason, SequenceOutput, Usage
+from model_registry.contract import Candidate, FinishReason, SequenceOutput, TokenLogprobs, Usage
 
 
-def output(text: str, reason: FinishReason | None = None) -> SequenceOutput:
+def output(text: str, reason: FinishReason | None = None, *, tokens: Sequence[str] = ()) -> SequenceOutput:
+    """`tokens` are those that come with logprobs."""
     usage = Usage(prompt_tokens=5, completion_tokens=3, cached_tokens=4) if reason else None
-    return SequenceOutput(request_id="r", text=text, finish_reason=reason, usage=usage)
+    logprobs = tuple(TokenLogprobs(Candidate(7, token.encode(), False, -0.5)) for token in tokens)
+    return SequenceOutput(request_id="r", text=text, logprobs=logprobs, finish_reason=reason, usage=usage)
 
 
 def completion(shape: ReplyShape, num_choices: int, *, usage_chunk: bool = False) -> Completion:
@@ -99,6 +102,35 @@ async def test_a_whole_text_reply_has_openais_shape() -> None:
     assert reply["choices"] == [{"index": 0, "text": "hi", "logprobs": None, "finish_reason": "stop"}]
 
 
+async def test_a_chunk_has_the_logprobs_of_the_tokens_since_the_last_one() -> None:
+    """`ST` is held back until it is known not to be `STOP`; `OP` of the second one and the end show no text."""
+    made = completion(ChatShape("m"), 1)
+    reading: asyncio.Task[list[dict[str, Any]]] = asyncio.create_task(chunks_of(made))
+    for one in (
+        output("a", tokens=["a"]), output("", tokens=["ST"]), output("STX", tokens=["X"]), output("", tokens=["ST"]),
+        output("", FinishReason.STOP, tokens=["OP"]),
+    ):  # fmt: skip
+        made.stream.push(0, one)
+        await asyncio.sleep(0)
+    choices = [chunk["choices"][0] for chunk in await reading]
+    told = [choice["logprobs"] and [one["token"] for one in choice["logprobs"]["content"]] for choice in choices]
+    assert [choice["delta"].get("content") for choice in choices] == ["", "a", "STX", None]
+    assert told == [None, ["a"], ["ST", "X"], ["ST", "OP"]]
+
+
+async def test_a_whole_reply_has_the_logprobs_of_each_choice() -> None:
+    for shape, content in ((ChatShape("m"), "content"), (TextShape("m"), "tokens")):
+        made = completion(shape, 2)
+        for index, text in ((1, "b"), (0, "a")):
+            made.stream.push(index, output(text, tokens=[text]))
+            made.stream.push(index, output(text, FinishReason.STOP, tokens=[text, "."]))
+        choices = json.loads(encode(await made.whole()))["choices"]
+        told = [choice["logprobs"][content] for choice in choices]
+        names = [[one if isinstance(one, str) else one["token"] for one in entries] for entries in told]
+        assert names == [["a", "a", "."], ["b", "b", "."]]
+    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[0, 1, 2], [0, 1, 2]]
+
+
 async def test_an_error_comes_through_both_ways() -> None:
     for read in (lambda made: made.whole(), chunks_of):
         made = completion(ChatShape("m"), 1)
@@ -112,7 +144,7 @@ PIECES = st.lists(st.tuples(st.integers(0, 1), st.text(max_size=4), st.booleans(
 
 
 @given(PIECES)
-def test_streamed_text_usage_and_reason_equal_the_whole_reply(pieces: list[tuple[int, str, bool]]) -> None:
+def test_streamed_text_logprobs_usage_and_reason_equal_the_whole_reply(pieces: list[tuple[int, str, bool]]) -> None:
     asyncio.run(_compare(pieces))
 
 
@@ -122,18 +154,20 @@ async def _compare(pieces: list[tuple[int, str, bool]]) -> None:
     reader = asyncio.create_task(_collect(streamed, chunks))
     for index, text, reads_now in pieces:
         for made in (streamed, whole):
-            made.stream.push(index, output(text))
+            made.stream.push(index, output(text, tokens=[text]))
         if reads_now:
             await asyncio.sleep(0)
     for index in (0, 1):
         for made in (streamed, whole):
-            made.stream.push(index, output("!", FinishReason.STOP))
+            made.stream.push(index, output("!", FinishReason.STOP, tokens=["!", ""]))
     await reader
     reply = json.loads(encode(await whole.whole()))
     for index in (0, 1):
         deltas = [one for chunk in chunks for one in chunk["choices"] if one["index"] == index]
         text = "".join(one["delta"].get("content", "") for one in deltas)
         assert text == reply["choices"][index]["message"]["content"]
+        logprobs = [token for one in deltas if one["logprobs"] for token in one["logprobs"]["content"]]
+        assert logprobs == reply["choices"][index]["logprobs"]["content"]
         assert [one["finish_reason"] for one in deltas if one["finish_reason"]] == ["stop"]
     assert chunks[-1]["usage"] == reply["usage"]
 

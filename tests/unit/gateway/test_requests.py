@@ -74,14 +74,21 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"tools": [{}]}, "unsupported_parameter", "tools"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias"),
-        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
+        ({"logprobs": 1}, "invalid_type", "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "integer_above_max_value", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "integer_below_min_value", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": True}, "invalid_type", "top_logprobs"),
+        ({"top_logprobs": 5}, None, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 5}, None, "top_logprobs"),
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
         ({"temprature": 1}, "unknown_parameter", "temprature"),
         ({"user": 7}, "invalid_type", "user"),
         ({"prompt_cache_key": ["a"]}, "invalid_type", "prompt_cache_key"),
     ],
 )
-def test_a_wrong_field_of_a_chat_is_named_with_openais_code(fields: dict[str, Any], code: str, param: str) -> None:
+def test_a_wrong_field_of_a_chat_is_named_with_openais_code(
+    fields: dict[str, Any], code: str | None, param: str
+) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         chat(**fields)
     error = caught.value
@@ -97,7 +104,10 @@ def test_a_wrong_field_of_a_chat_is_named_with_openais_code(fields: dict[str, An
         ({"prompt": [1, 2]}, "unsupported_value", "prompt"),
         ({"best_of": 3}, "unsupported_parameter", "best_of"),
         ({"echo": True}, "unsupported_parameter", "echo"),
-        ({"logprobs": 0}, "unsupported_parameter", "logprobs"),
+        ({"logprobs": 6}, "integer_above_max_value", "logprobs"),
+        ({"logprobs": -1}, "integer_below_min_value", "logprobs"),
+        ({"logprobs": True}, "invalid_type", "logprobs"),
+        ({"top_logprobs": 1}, "unknown_parameter", "top_logprobs"),
         ({"suffix": "x"}, "unsupported_parameter", "suffix"),
         ({"messages": []}, "unknown_parameter", "messages"),
     ],
@@ -168,6 +178,19 @@ def test_text_parts_are_lines_of_one_content() -> None:
 )
 def test_a_session_is_named_by_its_cache_key_or_else_its_user(fields: dict[str, Any], session: str | None) -> None:
     assert chat(**fields).session == text(**fields).session == session
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_logprobs"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_a_chat_says_in_two_fields_which_logprobs_it_wants(fields: dict[str, Any], num_logprobs: int | None) -> None:
+    assert chat(**fields).num_logprobs == num_logprobs
 
 
 @pytest.mark.parametrize(("stop", "stops"), [(None, ()), ([], ()), ("x", ("x",)), (["x", "y"], ("x", "y"))])

@@ -51,6 +51,13 @@ def test_no_sampling_in_the_registry_is_greedy_until_a_request_wants_otherwise()
     assert merged({"temperature": 0.7}, generate_kwargs={"do_sample": False})[0].temperature == 0.7
 
 
+@pytest.mark.parametrize("num_logprobs", [None, 0, 20])
+def test_logprobs_are_wanted_as_the_endpoint_understood_it(num_logprobs: int | None) -> None:
+    request = CompletionRequest.parse(b'{"model": "m", "prompt": "p", "n": 2}', max_choices=8)
+    made = sampling_params(request, entry(), max_tokens=1, default_max_tokens=None, num_logprobs=num_logprobs)
+    assert [params.num_logprobs for params in made] == [num_logprobs] * 2
+
+
 def test_a_top_p_of_zero_is_the_likeliest_token() -> None:
     assert (merged({"top_p": 0})[0].top_p, merged({"top_p": 0})[0].top_k) == (1.0, 1)
 

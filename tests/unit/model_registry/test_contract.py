@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from model_registry.contract import (
     AbortBatch,
+    Candidate,
     ChatMessage,
     ChatPrompt,
     Command,
@@ -32,6 +33,7 @@ from model_registry.contract import (
     SubmitBatch,
     TextPrompt,
     TextSegment,
+    TokenLogprobs,
     TokenPrompt,
     Usage,
     WorkerStatus,
@@ -60,6 +62,7 @@ SAMPLING = st.builds(
     top_p=REAL,
     top_k=st.none() | COUNT,
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    num_logprobs=st.none() | COUNT,
     ignore_eos=st.booleans(),
     stop=several(TEXT),
     stop_token_ids=TOKENS,
@@ -77,12 +80,17 @@ COMMANDS = st.one_of(
 USAGES = st.builds(Usage, prompt_tokens=COUNT, completion_tokens=COUNT, cached_tokens=COUNT)
 TIMINGS = st.builds(SequenceTiming, queue_s=REAL, prefill_s=REAL, decode_s=REAL)
 FAULTS = st.builds(Fault, kind=st.sampled_from(FaultKind), message=TEXT, param=st.none() | TEXT)
-PARTIAL = st.builds(SequenceOutput, request_id=st.just("r"), text=TEXT, token_ids=TOKENS)
+CANDIDATES = st.builds(
+    Candidate, token_id=COUNT, text=st.binary(max_size=5), is_special=st.booleans(), logprob=st.floats(max_value=0)
+)
+LOGPROBS = several(st.builds(TokenLogprobs, CANDIDATES, several(CANDIDATES)))
+PARTIAL = st.builds(SequenceOutput, request_id=st.just("r"), text=TEXT, token_ids=TOKENS, logprobs=LOGPROBS)
 FINAL = st.builds(
     SequenceOutput,
     request_id=st.just("r"),
     text=TEXT,
     token_ids=TOKENS,
+    logprobs=LOGPROBS,
     finish_reason=st.none() | st.sampled_from(FinishReason),
     usage=st.none() | USAGES,
     timing=st.none() | TIMINGS,
@@ -147,6 +155,7 @@ def test_two_outputs_as_one_are_their_concatenation_with_the_later_ones_end(
     assert both.request_id == "r"
     assert both.text == earlier.text + later.text
     assert both.token_ids == earlier.token_ids + later.token_ids
+    assert both.logprobs == earlier.logprobs + later.logprobs
     assert both.is_final == later.is_final
     assert (both.finish_reason, both.usage, both.timing, both.fault) == (
         later.finish_reason,

@@ -18,10 +18,19 @@ from model_registry.contract import (
     TextSegment,
     TokenPrompt,
 )
-from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
+from workers.engine.echo import (
+    BLOCK_SIZE,
+    END_OF_SEQUENCE,
+    OTHER_LOGPROB,
+    PREDICTED_LOGPROB,
+    ByteTokenizer,
+    EchoRunner,
+    EchoSampler,
+)
 from workers.engine.engine import Engine, EngineLimits
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
+from workers.engine.sampler import SampledToken
 from workers.engine.sequence import Sequence
 from workers.errors import DeviceLostError
 
@@ -303,7 +312,7 @@ def test_a_lost_device_ends_the_engine_and_is_blamed_on_no_request() -> None:
 
 
 class OneRowFails(EchoSampler):
-    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[int | Exception]:
+    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
         tokens = super().sample(rows, sequences)
         return [
             ArithmeticError("not finite") if sequence.request_id == "bad" else token
@@ -318,6 +327,37 @@ def test_a_row_that_cannot_be_sampled_ends_its_own_request_only() -> None:
     outputs = drain(engine)
     assert outputs["bad"].fault is not None
     assert outputs["good"].text == "def"
+
+
+def test_every_generated_token_comes_with_its_logprob_and_bytes_also_those_no_text_shows() -> None:
+    output = generate("é.", stop=("X",), num_logprobs=0)
+    assert output.text == "é."
+    assert tuple(token.chosen.token_id for token in output.logprobs) == output.token_ids
+    assert b"".join(token.chosen.text for token in output.logprobs[:-1]) == "é.".encode()
+    end = output.logprobs[-1].chosen
+    assert (end.token_id, end.text, end.is_special) == (END_OF_SEQUENCE, b"<end of sequence>", True)
+    assert all(token.chosen.logprob == PREDICTED_LOGPROB and not token.top for token in output.logprobs)
+
+
+def test_as_many_likeliest_tokens_come_along_as_are_wanted() -> None:
+    (first, second) = generate("xy", max_tokens=2, num_logprobs=3).logprobs
+    assert [(one.token_id, one.text) for one in first.top] == [(ord("x"), b"x"), (0, b"\0"), (1, b"\1")]
+    assert [one.logprob for one in second.top] == [PREDICTED_LOGPROB, OTHER_LOGPROB, OTHER_LOGPROB]
+
+
+def test_a_logprob_is_the_models_own_whatever_sampling_makes_of_it() -> None:
+    """The end is predicted, and banned."""
+    (_, banned) = generate("x", min_tokens=2, max_tokens=2, num_logprobs=1).logprobs
+    assert (banned.chosen.text, banned.chosen.logprob) == (b" ", OTHER_LOGPROB)
+    assert [one.token_id for one in banned.top] == [END_OF_SEQUENCE]
+
+
+def test_logprobs_come_only_to_those_who_want_them() -> None:
+    engine = make_engine()
+    submit(engine, "curious", "abc", num_logprobs=1)
+    submit(engine, "not", "abc")
+    outputs = drain(engine)
+    assert (len(outputs["curious"].logprobs), outputs["not"].logprobs) == (4, ())
 
 
 def test_draws_depend_on_seed_and_position_alone() -> None:

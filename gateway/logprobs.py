@@ -1,0 +1,106 @@
+"""From the workers' logprobs to OpenAI's two shapes of them.
+
+There is one entry per generated token, as `completion_tokens` counts them: also for the tokens of a stop that the text
+does not show and for the end of sequence, as vLLM has it, so that what ended a text can be judged like the rest. Pure;
+used by `completions`.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.protocol.responses import ChatLogprobs, TextLogprobs, TokenLogprob, TopLogprob
+from model_registry.contract import Candidate, TokenLogprobs
+
+MIN_LOGPROB: Final = -9999.0
+"""What OpenAI says of tokens that cannot be; JSON has no infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    logprobs: TokenLogprobs
+    text_offset: int
+    """Characters of the choice's text that are complete before this token."""
+
+
+class TokenTrail:
+    """The tokens of one choice since they were last told."""
+
+    def __init__(self) -> None:
+        self._untold: list[GeneratedToken] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_chars = 0
+
+    def add(self, tokens: Sequence[TokenLogprobs]) -> None:
+        for token in tokens:
+            self._untold.append(GeneratedToken(token, self._num_chars))
+            if not token.chosen.is_special:
+                self._num_chars += len(self._decoder.decode(token.chosen.text))
+
+    def take(self) -> Sequence[GeneratedToken]:
+        """Each token is handed out once."""
+        taken, self._untold = self._untold, []
+        return taken
+
+
+def chat_logprobs(tokens: Sequence[GeneratedToken]) -> ChatLogprobs | None:
+    """None without tokens: nobody asked, or there are none in this chunk."""
+    return ChatLogprobs(content=tuple(_chat_token(token.logprobs) for token in tokens)) if tokens else None
+
+
+def text_logprobs(tokens: Sequence[GeneratedToken]) -> TextLogprobs | None:
+    """None without tokens: nobody asked, or there are none in this chunk."""
+    if not tokens:
+        return None
+    chosen = [token.logprobs.chosen for token in tokens]
+    return TextLogprobs(
+        tokens=tuple(_text_name(one) for one in chosen),
+        token_logprobs=tuple(_logprob(one) for one in chosen),
+        top_logprobs=tuple(_by_name(token.logprobs) for token in tokens),
+        text_offset=tuple(token.text_offset for token in tokens),
+    )
+
+
+def _chat_token(token: TokenLogprobs) -> TokenLogprob:
+    chosen = token.chosen
+    return TokenLogprob(
+        token=_chat_name(chosen),
+        logprob=_logprob(chosen),
+        bytes=_bytes(chosen),
+        top_logprobs=tuple(
+            TopLogprob(token=_chat_name(one), logprob=_logprob(one), bytes=_bytes(one)) for one in token.top
+        ),
+    )
+
+
+def _by_name(token: TokenLogprobs) -> dict[str, float]:
+    """The likeliest tokens, and the chosen one in any case; of two with the same text the likelier."""
+    names: dict[str, float] = {}
+    for one in (*token.top, token.chosen):
+        names.setdefault(_text_name(one), _logprob(one))
+    return names
+
+
+def _chat_name(one: Candidate) -> str:
+    r"""Its text; a byte that is only part of a character as `\xf0`."""
+    return one.text.decode(errors="backslashreplace")
+
+
+def _text_name(one: Candidate) -> str:
+    r"""The same, after `bytes:` when it is not whole characters: in this shape nothing else tells."""
+    try:
+        return one.text.decode()
+    except UnicodeDecodeError:
+        return f"bytes:{_chat_name(one)}"
+
+
+def _bytes(one: Candidate) -> tuple[int, ...] | None:
+    """None for a special token: its name is in no text."""
+    return None if one.is_special else tuple(one.text)
+
+
+def _logprob(one: Candidate) -> float:
+    return max(one.logprob, MIN_LOGPROB)
