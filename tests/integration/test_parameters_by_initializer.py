@@ -96,7 +96,16 @@ TABLE = [
     Row("logprobs", 1, ENDING),
     Row("logprobs", 5, {**SAMPLED, "top_k": 5, "repetition_penalty": 3.0, "n": 2}),
 ]
-NOT_ABOUT_TOKENS = {"model", "prompt", "use_prompt_format", "stream", "stream_options", "best_of"}
+NOT_ABOUT_TOKENS = {
+    "model",
+    "prompt",
+    "use_prompt_format",
+    "stream",
+    "stream_options",
+    "best_of",
+    "user",
+    "prompt_cache_key",
+}
 
 
 # The plain reference
