@@ -1,15 +1,18 @@
 """Which gateway connection each unfinished request belongs to: the worker's admission and its way back.
 
 Requests come in per connection, are refused here or handed to the engine, and every output finds the connection that
-asked for it. A connection that ends takes its requests with it. All methods run on one event loop; the engine's frames
-reach it through `call_soon_threadsafe`. Knows neither gRPC nor Ray; the channel server and the worker call it.
+asked for it. A connection that ends takes its requests with it. Where several connections want more than the worker
+admits, each gets its share. All methods run on one event loop; the engine's frames reach it through
+`call_soon_threadsafe`. Knows neither gRPC nor Ray; the channel server and the worker call it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from model_registry.contract import (
     AbortBatch,
@@ -23,6 +26,10 @@ from model_registry.contract import (
     WorkerStatus,
 )
 from workers.outbox import Outbox
+
+CLAIM_S: Final = 2.0
+"""How long a connection that was refused for lack of room has a claim to its share: it gets a frame every second, and
+tries again at each, if it still wants to."""
 
 
 class RequestSink(Protocol):
@@ -44,6 +51,8 @@ class Exchange:
         self._engine = engine
         self._owners: dict[str, Outbox] = {}
         self._connections: set[Outbox] = set()
+        self._refused_at: dict[Outbox, float] = {}
+        """When a connection was last refused for lack of room."""
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,6 +74,7 @@ class Exchange:
         """The connection is gone; so are its requests."""
         self._abort([request_id for request_id, owner in self._owners.items() if owner is connection])
         self._connections.discard(connection)
+        self._refused_at.pop(connection, None)
         connection.close()
 
     def handle(self, connection: Outbox, command: Command) -> None:
@@ -89,6 +99,7 @@ class Exchange:
                 self._forget([output.request_id])
         for owner, outputs in routed.values():
             owner.put(outputs)
+        self._tell_of_room()
 
     def refuse_new(self) -> None:
         """From now on every new request is refused as `WORKER_DRAINING`."""
@@ -108,9 +119,10 @@ class Exchange:
     def _submit(self, connection: Outbox, requests: Iterable[GenerationRequest]) -> None:
         accepted: list[GenerationRequest] = []
         for request in requests:
-            fault = self._refusal(request)
+            fault = self._refusal(connection, request)
             if fault is None:
                 self._owners[request.request_id] = connection
+                self._refused_at.pop(connection, None)
                 accepted.append(request)
                 continue
             if self._owners.get(request.request_id) is connection:
@@ -122,21 +134,47 @@ class Exchange:
             self._idle.clear()
             self._engine.submit(accepted)
 
-    def _refusal(self, request: GenerationRequest) -> Fault | None:
+    def _refusal(self, connection: Outbox, request: GenerationRequest) -> Fault | None:
         if self._draining:
             return Fault(kind=FaultKind.WORKER_DRAINING, message="This worker is shutting down; try another one.")
         if request.request_id in self._owners:
             message = f"Request id {request.request_id} is in use; every request needs an id of its own."
             return Fault(kind=FaultKind.INVALID_REQUEST, message=message)
-        if len(self._owners) >= self.max_requests:
+        if not self._has_room_for(connection):
+            self._refused_at[connection] = time.monotonic()
             message = f"This worker already has {self.max_requests} unfinished requests; try another one, or later."
             return Fault(kind=FaultKind.WORKER_FULL, message=message)
         return None
+
+    def _has_room_for(self, connection: Outbox) -> bool:
+        """While others wait for room, a connection that has its share gets no more.
+
+        Otherwise each would fill again whatever it freed itself, and a gateway that came late would never get in.
+        """
+        if len(self._owners) >= self.max_requests:
+            return False
+        claims = self._claims() - {connection}
+        if not claims:
+            return True
+        held = Counter(self._owners.values())
+        share = self.max_requests // len(held.keys() | claims | {connection})
+        return held[connection] < max(1, share)
+
+    def _claims(self) -> set[Outbox]:
+        """Connections that wait for room."""
+        since = time.monotonic() - CLAIM_S
+        return {connection for connection, refused_at in self._refused_at.items() if refused_at > since}
+
+    def _tell_of_room(self) -> None:
+        if len(self._owners) < self.max_requests:
+            for connection in self._claims():
+                connection.show_life()
 
     def _abort(self, request_ids: list[str]) -> None:
         if request_ids:
             self._engine.abort(request_ids)
             self._forget(request_ids)
+            self._tell_of_room()
 
     def _forget(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:

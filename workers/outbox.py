@@ -39,8 +39,12 @@ class Outbox:
         for request_id in request_ids:
             self._pending.pop(request_id, None)
 
+    def show_life(self) -> None:
+        """Let the writer write now, even if nothing is pending."""
+        self._filled.set()
+
     async def take(self, timeout_s: float) -> tuple[SequenceOutput, ...]:
-        """Everything pending, as soon as there is something; nothing after `timeout_s`."""
+        """Everything pending, as soon as there is something; nothing after `timeout_s`, or to show life."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._filled.wait()

@@ -119,10 +119,18 @@ async def test_each_gateway_queues_for_itself_and_refuses_only_what_is_beyond() 
         assert set(await asyncio.gather(*accepted)) == {TEXT}
 
 
-async def test_a_gateway_that_finds_the_worker_full_gets_its_turn() -> None:
-    """What it sent is refused for lack of room; its clients notice nothing but a wait."""
+async def test_a_gateway_that_comes_to_a_full_worker_gets_its_turn() -> None:
+    """All that a worker admits is taken by gateways that never pause; it refuses another one, but not for long."""
     async with gateways(8) as (*busy, late):
-        first = [asyncio.create_task(generate(dispatcher)) for dispatcher in busy for _ in range(ONGOING + QUEUED)]
-        await asyncio.sleep(0.05)
-        assert await generate(late) == TEXT
-        await asyncio.gather(*first)
+
+        async def keep_busy(dispatcher: Dispatcher) -> None:
+            while True:
+                assert await generate(dispatcher) == TEXT
+
+        load = [asyncio.create_task(keep_busy(dispatcher)) for dispatcher in busy for _ in range(2 * ONGOING)]
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(3):
+            assert await generate(late) == TEXT
+        for task in load:
+            task.cancel()
+        await asyncio.gather(*load, return_exceptions=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+
+import pytest
 
 from model_registry.contract import (
     AbortBatch,
@@ -16,6 +19,7 @@ from model_registry.contract import (
     TokenPrompt,
     WorkerStatus,
 )
+from workers import exchange as exchange_module
 from workers.exchange import Exchange
 from workers.outbox import Outbox
 
@@ -112,6 +116,59 @@ async def test_more_requests_than_there_is_room_for_are_refused_as_full() -> Non
     exchange.route(frame(token("a", final=True)))
     exchange.handle(connection, batch("d"))
     assert engine.submitted == ["a", "b", "d"]
+
+
+async def crowded() -> tuple[Exchange, Outbox, Outbox]:
+    """Room for two: one connection has both, the other was refused."""
+    exchange = Exchange(RecordingEngine(), max_requests=2)
+    busy, late = exchange.connect(), exchange.connect()
+    exchange.handle(busy, batch("a", "b"))
+    exchange.handle(late, batch("c"))
+    assert await faults(late) == [("c", FaultKind.WORKER_FULL)]
+    return exchange, busy, late
+
+
+async def test_what_becomes_free_goes_to_the_connection_that_waits_for_its_share() -> None:
+    exchange, busy, late = await crowded()
+    exchange.route(frame(token("a", final=True)))
+    await busy.take(0)
+    exchange.handle(busy, batch("d"))
+    assert await faults(busy) == [("d", FaultKind.WORKER_FULL)]
+    exchange.handle(late, batch("c"))
+    assert await faults(late) == []
+    assert exchange.num_unfinished == 2
+
+
+@pytest.mark.parametrize("how", ["finished", "aborted"])
+async def test_a_connection_that_waits_for_room_is_told_of_it_at_once(how: str) -> None:
+    exchange, busy, late = await crowded()
+    if how == "finished":
+        exchange.route(frame(token("a", final=True)))
+    else:
+        exchange.handle(busy, AbortBatch(("a",)))
+    async with asyncio.timeout(1):
+        assert await late.take(5) == ()
+
+
+async def test_a_connection_that_does_not_come_back_for_its_share_leaves_it_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange_module, "CLAIM_S", 0.01)
+    exchange, busy, _ = await crowded()
+    await asyncio.sleep(0.02)
+    exchange.route(frame(token("a", final=True)))
+    await busy.take(0)
+    exchange.handle(busy, batch("d"))
+    assert await faults(busy) == []
+
+
+async def test_a_connection_that_waited_and_ended_claims_nothing() -> None:
+    exchange, busy, late = await crowded()
+    exchange.disconnect(late)
+    exchange.route(frame(token("a", final=True)))
+    await busy.take(0)
+    exchange.handle(busy, batch("d"))
+    assert await faults(busy) == []
 
 
 async def test_an_id_in_use_by_another_connection_is_refused_and_the_other_goes_on() -> None:
