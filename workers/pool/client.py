@@ -46,7 +46,7 @@ class PoolClient:
         await self._call("apply", ANSWER_TIMEOUT_S, list(entries), options)
 
     async def add(self, entries: Sequence[RegistryEntry], options: PoolOptions) -> list[str]:
-        """Ids that were not deployed before."""
+        """Ids that were not deployed before; fewer, should the manager have been restarted while it did this."""
         added: list[str] = await self._call("add", ANSWER_TIMEOUT_S, list(entries), options)
         return added
 
@@ -83,9 +83,14 @@ class PoolClient:
         await asyncio.to_thread(ray.kill, self._manager, no_restart=True)
 
     async def _call(self, method: str, timeout_s: float, *arguments: object) -> Any:
+        """Waits out a restart of the manager. Each method says what shall be, not what to do, so it may be repeated."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await getattr(self._manager, method).remote(*arguments)
+                while True:
+                    try:
+                        return await getattr(self._manager, method).remote(*arguments)
+                    except ActorUnavailableError:
+                        await asyncio.sleep(RETRY_PAUSE_S)
         except (TimeoutError, RayError) as error:
             raise _explained(error, method, timeout_s) from error
 
