@@ -194,11 +194,13 @@ def traffic(cluster: Cluster) -> Iterator[Mapping[str, Client]]:
     clients = {kind: Client(cluster, kind) for kind in KINDS}
     for client in clients.values():
         client.start()
-    yield clients
-    for client in clients.values():
-        client.stopped.set()
-        client.join(60)
-        assert not client.is_alive()
+    try:
+        yield clients
+    finally:
+        for client in clients.values():
+            client.stopped.set()
+        for client in clients.values():
+            client.join(60)
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,15 @@ async def test_a_killed_manager_comes_back_with_the_same_replicas_and_no_request
     )
 
 
+async def test_whoever_asks_while_the_manager_restarts_is_answered_by_the_next_one(pool: PoolClient) -> None:
+    await pool.apply([entry("test/echo")], OPTIONS)
+    manager = (await pool.pids())[MANAGER_NAME]
+    os.kill(manager, signal.SIGKILL)
+    await ended(manager)
+    assert [model.model_id for model in (await pool.view()).models] == ["test/echo"]
+    assert (await pool.pids())[MANAGER_NAME] != manager
+
+
 async def test_what_cannot_be_placed_or_loaded_says_why_and_leaves_the_others_alone(pool: PoolClient) -> None:
     await pool.apply(
         [

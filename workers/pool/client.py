@@ -48,7 +48,10 @@ class PoolClient:
         return applied
 
     async def add(self, entries: Sequence[RegistryEntry], options: PoolOptions) -> Applied:
-        """These models are deployed as they are given, and all others as they were."""
+        """These models are deployed as they are given, and all others as they were.
+
+        Less is told as new than was, should the manager have been restarted while it did this.
+        """
         applied: Applied = await self._call("add", ANSWER_TIMEOUT_S, list(entries), options)
         return applied
 
@@ -85,9 +88,14 @@ class PoolClient:
         await asyncio.to_thread(ray.kill, self._manager, no_restart=True)
 
     async def _call(self, method: str, timeout_s: float, *arguments: object) -> Any:
+        """Waits out a restart of the manager. Each method says what shall be, not what to do, so it may be repeated."""
         try:
             async with asyncio.timeout(timeout_s):
-                return await getattr(self._manager, method).remote(*arguments)
+                while True:
+                    try:
+                        return await getattr(self._manager, method).remote(*arguments)
+                    except ActorUnavailableError:
+                        await asyncio.sleep(RETRY_PAUSE_S)
         except (TimeoutError, RayError) as error:
             raise _explained(error, method, timeout_s) from error
 
