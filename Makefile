@@ -63,5 +63,5 @@ LLAMA_CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_PROJECT_llama.
 $(VENV)/.dev-installed: $(VENV)/.installed
 	@echo "==> installing the development tools; llama.cpp is compiled, which takes five to ten minutes on two cores"
 	@CMAKE_ARGS="$(LLAMA_CMAKE_ARGS) $$CMAKE_ARGS" SKBUILD_BUILD_TARGETS=llama \
-		$(PIP) install --quiet -e '.[gateway,workers,deepspeed,llama,s3,gcs,dev]' -c constraints.txt
+		$(PIP) install --quiet -e '.[gateway,workers,deepspeed,llama,s3,gcs,simulate,dev]' -c constraints.txt
 	@touch $@

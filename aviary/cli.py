@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -104,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
         help="also ask the Ray cluster what it lacks for each model; changes nothing",
     )
     validate.add_argument("--address", metavar="HOST:PORT", help="the cluster to ask, not RAY_ADDRESS")
+    simulate = add("simulate", "aviary.simulate_command:run", "Try autoscaling settings on a trace, in simulated time.")
+    _add_registry_flags(simulate)
+    _add_simulation_flags(simulate)
     add("schema", "aviary.registry_commands:schema", "Print the JSON schema of a registry file, for editors.")
     _add_supervised_gateway(commands.add_parser("gateway-process"))
     return root
@@ -132,6 +136,68 @@ def _add_supervised_gateway(command: argparse.ArgumentParser) -> None:
     command.add_argument("supervisor_pid", type=int)
     command.add_argument("life_fd", type=int)
     command.add_argument("listener_fds", type=int, nargs="+", help="its own, then those of the other processes")
+
+
+def _add_simulation_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--compare", action="append", default=[], metavar="KEY=V1,V2,…", help="settings side by side; may be repeated"
+    )
+    command.add_argument("--price-per-hour", type=_positive, metavar="PRICE", help="of what one replica runs on")
+    command.add_argument("--plot", type=Path, metavar="FILE.png", help="draw load and replicas over time")
+    command.add_argument("--request-timeout-s", type=_positive, default=600.0, metavar="S", help="default: 600")
+
+    trace = command.add_argument_group("the requests: a file, or a synthetic trace for each model")
+    trace.add_argument(
+        "--trace", type=Path, metavar="FILE.csv", help="with arrival_s, prompt_tokens, output_tokens and perhaps model"
+    )
+    trace.add_argument("--requests-per-s", type=_positive, metavar="N", help="mean without bursts; default: 1")
+    trace.add_argument("--hours", type=_positive, metavar="N", help="default: 24")
+    trace.add_argument("--swing", type=_share, metavar="0..1", help="of the day, up and down from the mean; default: 0")
+    trace.add_argument("--bursts-per-hour", type=_positive, metavar="N", help="default: none")
+    trace.add_argument("--burst-factor", type=_factor, metavar="N", help="the rate's in a burst; default: 5")
+    trace.add_argument("--burst-s", type=_positive, metavar="S", help="default: 60")
+    trace.add_argument("--prompt-tokens", type=_positive, metavar="N", help="mean; default: 500")
+    trace.add_argument("--output-tokens", type=_positive, metavar="N", help="mean; default: 200")
+    trace.add_argument("--spread", type=_not_negative, metavar="N", help="of lengths, 0 is none; default: 1")
+    trace.add_argument("--seed", type=int, metavar="N", help="default: 0")
+
+    speed = command.add_argument_group("one replica: measure it with `python -m bench`, or on a machine like it")
+    speed.add_argument("--step-ms", type=_positive, default=25.0, metavar="MS", help="one decode step; default: 25")
+    speed.add_argument(
+        "--step-per-sequence-ms", type=_not_negative, default=0.3, metavar="MS", help="each further one; default: 0.3"
+    )
+    speed.add_argument("--prefill-tokens-per-s", type=_positive, default=8000.0, metavar="N", help="default: 8000")
+    speed.add_argument(
+        "--cold-start-s", type=_not_negative, default=120.0, metavar="S", help="from decision to service; default: 120"
+    )
+
+
+def _positive(text: str) -> float:
+    if (value := _not_negative(text)) == 0:
+        raise argparse.ArgumentTypeError("0 is out of range; give a number above 0")
+    return value
+
+
+def _factor(text: str) -> float:
+    if (value := _not_negative(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; give a number above 1")
+    return value
+
+
+def _share(text: str) -> float:
+    if (value := _not_negative(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; give a number from 0 to 1")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; give a number of 0 or more")
+    return value
 
 
 def _port(text: str) -> int:

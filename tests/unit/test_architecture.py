@@ -168,6 +168,12 @@ def test_the_engines_logic_comes_without_torch_and_ray(name: str) -> None:
     assert not top_level(modules()[name].later) & heavy
 
 
+def test_the_simulator_comes_without_ray_and_without_a_web_framework() -> None:
+    names = {name for module in modules_of("aviary.simulation") for name in (module.name, *reachable(module.name))}
+    heavy = TENSOR_LIBRARIES | {"ray", "grpc", "fastapi", "starlette"}
+    assert {name: found for name in names if (found := top_level(modules()[name].at_import) & heavy)} == {}
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert [name for name in modules() if name in reachable(name)] == []
 

@@ -32,7 +32,7 @@ def registry(tmp_path: Path) -> Path:
 
 
 def test_each_command_names_a_function_that_exists() -> None:
-    for command in ("serve", "deploy", "gateway", "status", "shutdown", "models"):
+    for command in ("serve", "deploy", "gateway", "status", "shutdown", "models", "simulate"):
         assert ":" in parser().parse_args([command]).command
 
 
