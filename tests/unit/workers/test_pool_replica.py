@@ -104,6 +104,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_PLACEMENT_NEWS_S", "PLACEMENT_NEWS_S", "PROGRESS_PAUSE_S", "HEALTH_PERIOD_S"):
         monkeypatch.setattr(replica_module, name, 0.01)
     monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("workers.pool.back_off.FIRST_DELAY_S", 0.05)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -253,7 +254,7 @@ def test_the_documents_table_of_states_is_the_codes() -> None:
 EVENTS = ("placed", "loaded", "load fails", "dies", "hangs", "pending", "retire")
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(events=st.lists(st.sampled_from(EVENTS), max_size=6))
 def test_whatever_happens_a_replica_only_moves_as_the_table_says(events: list[str]) -> None:
     """And it serves only with an address, fails only with a reason, and comes back from neither failed nor draining."""
@@ -360,7 +361,7 @@ async def test_a_failed_load_shows_its_reason_and_is_tried_again_later() -> None
     await until(lambda: "next attempt in" in deployment.view.replicas[0].detail)
     (replica,) = deployment.view.replicas
     assert replica.state is ReplicaState.FAILED
-    assert replica.detail == "no such file; next attempt in 1 s"
+    assert replica.detail == "no such file; next attempt in 0.05 s"
     assert hosts[0].removed == 1
     await until(lambda: len(hosts) == 2)
     await deployment.stop()
@@ -371,7 +372,7 @@ async def test_a_replica_without_a_place_is_tried_again_after_pg_timeout_s() -> 
     deployment = deployment_of(1, hosts, pg_timeout_s=0.05)
     deployment.start()
     await until(lambda: "next attempt in" in deployment.view.replicas[0].detail)
-    assert "no node offers g5; next attempt in 1 s" in deployment.view.replicas[0].detail
+    assert "no node offers g5; next attempt in 0.05 s" in deployment.view.replicas[0].detail
     assert hosts[0].removed == 1
     await until(lambda: len(hosts) == 2)
     await deployment.stop()
