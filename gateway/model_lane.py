@@ -16,7 +16,7 @@ from gateway.routing import Candidate, Demand, Fingerprint, Router, RoutingReaso
 from gateway.ticket import Ticket
 from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
 from gateway.worker_link import WorkerLink
-from model_registry.contract import ModelView, ReplicaState
+from model_registry.contract import ModelView, ReplicaState, ReplicaView
 
 UNKNOWN_WAIT_S: Final = 5.0
 """Told to clients when nothing has finished yet from which a wait could be computed."""
@@ -196,8 +196,12 @@ def unavailable_reason(view: ModelView) -> str:
         return "it sleeps until a request comes" if view.may_wait else "it has no replicas"
     if any(replica.state is ReplicaState.READY for replica in view.replicas):
         return "its replicas cannot be reached"
-    reasons = dict.fromkeys(
-        f"{replica.state.value}: {replica.detail}" if replica.detail else replica.state.value
-        for replica in view.replicas
-    )
-    return "; ".join(reasons)
+    return "; ".join(dict.fromkeys(_told(replica) for replica in view.replicas))
+
+
+def _told(replica: ReplicaView) -> str:
+    """A replica's state and what it is about; what a pending one waits for begins with its state by itself."""
+    state = replica.state.value
+    if not replica.detail or replica.detail.startswith(f"{state}:"):
+        return replica.detail or state
+    return f"{state}: {replica.detail}"

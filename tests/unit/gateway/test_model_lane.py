@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 
 from gateway.channel import Channel
 from gateway.errors import InvalidRequestError, QueueFullError
-from gateway.model_lane import RATE_WINDOW_S, UNKNOWN_WAIT_S, ModelLane
+from gateway.model_lane import RATE_WINDOW_S, UNKNOWN_WAIT_S, ModelLane, unavailable_reason
 from gateway.output_stream import OutputStream
 from gateway.routing import Router, RoutingReason
 from gateway.ticket import Submission, Ticket
 from gateway.token_estimates import EXPECTED_TOKENS
 from gateway.worker_link import WorkerLink
-from model_registry.contract import Frame, GenerationRequest, ModelView, SamplingParams, TextPrompt, TextSegment
+from model_registry.contract import (
+    Frame,
+    GenerationRequest,
+    ModelView,
+    ReplicaState,
+    SamplingParams,
+    TextPrompt,
+    TextSegment,
+)
 from tests.support.scripted_pool import MODEL, entry, model_view, replica
 
 PROMPT = TextPrompt((TextSegment("hi", trusted=True),))
@@ -215,3 +223,14 @@ def test_a_link_that_was_down_between_two_requests_is_not_believed_to_know_the_p
 
 def test_a_session_is_not_shown_where_its_submission_is() -> None:
     assert "Ann" not in repr(submission_of("", session="Ann"))
+
+
+def test_why_a_model_cannot_be_used_names_each_state_once() -> None:
+    waits = "pending: needs {GPU: 2}; no node offers GPU"
+    view = model_view(
+        replica("a", ReplicaState.PENDING, waits),
+        replica("b", ReplicaState.PENDING, waits),
+        replica("c", ReplicaState.FAILED, "no such file"),
+        replica("d", ReplicaState.STARTING),
+    )
+    assert unavailable_reason(view) == f"{waits}; failed: no such file; starting"
