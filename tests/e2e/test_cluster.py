@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import pytest
 
 from tests.e2e.conftest import echo_entry, environment, write_registry
 from tests.support.compose import ROOT, num_bytes, services
+from tests.support.faults import NoteFault
 from tests.support.machines import Machine, Network, lack
 
 NAMES: Final = ("redis", "head", "worker-m5", "worker-c5", "gateway", "deploy")
@@ -32,6 +34,8 @@ STEP_TIME_S: Final = 0.05
 START_TIMEOUT_S: Final = 90
 COMMAND_TIMEOUT_S: Final = 120
 PAUSE_S: Final = 0.2
+ROUNDS_PER_MACHINE = 4
+"""Machines take longer to die and come back than processes do: of so many rounds there is one."""
 """Between two requests of a client that sends one after the other."""
 
 pytestmark = pytest.mark.timeout(400)
@@ -228,6 +232,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield one
 
 
+def ends_of(clients: Mapping[str, Client]) -> Counter[str]:
+    """Statuses of all their requests."""
+    return Counter(f"status {status}" for client in clients.values() for status in client.statuses)
+
+
 def is_healthy(cluster: Cluster, name: str) -> bool:
     """What the service's own health check says."""
     form, *test = services()[name].raw["healthcheck"]["test"]
@@ -256,8 +265,17 @@ def test_nobody_enters_the_cluster_without_its_secret(cluster: Cluster) -> None:
 
 
 def test_a_machine_that_is_killed_takes_only_its_own_requests_along_and_its_model_comes_back_with_it(
-    cluster: Cluster,
+    cluster: Cluster, rounds: int, note: NoteFault
 ) -> None:
+    num_rounds = max(1, rounds // ROUNDS_PER_MACHINE)
+    ends: Counter[str] = Counter()
+    for _ in range(num_rounds):
+        ends += kill_a_machine(cluster)
+    note("kill of a machine", num_rounds, num_rounds, ends)
+
+
+def kill_a_machine(cluster: Cluster) -> Counter[str]:
+    """And start it again; what the requests of both models came to meanwhile."""
     with traffic(cluster) as clients:
         lost, kept = (Stream(cluster, kind, 100).start_and_wait() for kind in KINDS)
         killed_at = time.monotonic()
@@ -282,10 +300,23 @@ def test_a_machine_that_is_killed_takes_only_its_own_requests_along_and_its_mode
     for error in clients["m5"].errors:
         assert error["type"] in ("service_unavailable_error", "server_error")
     assert all(int(error["retry-after"]) >= 1 for error in clients["m5"].errors if error["retry-after"])
+    return ends_of(clients)
 
 
 @pytest.mark.skipif(not HAS_REDIS, reason="redis-server is not installed: apt-get install redis-server")
-def test_a_head_that_dies_and_comes_back_costs_no_request_and_remembers_every_model(cluster: Cluster) -> None:
+def test_a_head_that_dies_and_comes_back_costs_no_request_and_remembers_every_model(
+    cluster: Cluster, rounds: int, note: NoteFault
+) -> None:
+    num_rounds = max(1, rounds // ROUNDS_PER_MACHINE)
+    ends: Counter[str] = Counter()
+    for _ in range(num_rounds):
+        ends += kill_the_head(cluster)
+        cluster.deploy(*KINDS)
+    note("kill -9 of the head", num_rounds, num_rounds, ends)
+
+
+def kill_the_head(cluster: Cluster) -> Counter[str]:
+    """And start it again, and deploy one more model; what requests came to meanwhile."""
     before = sorted(cluster.status())
     head = cluster.machine("head")
     with traffic(cluster) as clients:
@@ -310,6 +341,7 @@ def test_a_head_that_dies_and_comes_back_costs_no_request_and_remembers_every_mo
     for client in clients.values():
         assert set(client.statuses) == {httpx.codes.OK}
         assert client.longest_s < 5
+    return ends_of(clients)
 
 
 @pytest.mark.long
