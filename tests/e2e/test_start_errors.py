@@ -75,12 +75,12 @@ def test_an_unknown_model_lists_the_known_ones() -> None:
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in "\n".join(lines)
 
 
-def test_a_model_that_asks_for_more_than_this_release_does_is_refused_by_key(tmp_path: Path) -> None:
+def test_a_model_that_asks_for_what_nothing_could_honour_is_refused_by_key(tmp_path: Path) -> None:
     asking = echo_entry("tests/asking")
-    asking["model_config"]["initialization"] = {"initializer": {"type": "DeepSpeed", "use_kernel": True}}
+    asking["model_config"]["initialization"]["hf_model_id"] = "nobody/weights"
     status, lines = serve(AVIARY_REGISTRY=str(write_registry(tmp_path / "registry", asking)))
     assert status == 2
-    assert "model_config.initialization.initializer.use_kernel" in "\n".join(lines)
+    assert "model_config.initialization.hf_model_id: means nothing for Echo" in "\n".join(lines)
 
 
 def test_a_missing_model_folder_is_the_models_reason_and_leaves_the_others_alone(
