@@ -211,7 +211,7 @@ class DeploymentConfig(Section):
         None,
         ge=1,
         validation_alias=AliasChoices("max_ongoing_requests", "max_concurrent_queries"),
-        description="Requests sent to one replica at a time; `generation.max_batch_size` when absent.",
+        description="Requests one gateway sends to one replica at a time; `generation.max_batch_size` when absent.",
     )
     max_queued_requests: int = Field(
         100, ge=0, description="Requests that may wait in one gateway for a free replica; more are answered 429."

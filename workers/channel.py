@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 1.0
 KEEPALIVE_S: Final = 5.0
+LEASE_S: Final = 2 * KEEPALIVE_S
+"""A gateway that hangs, or whose packets are lost, answers no ping; after so long its connection and requests end."""
 MIN_CLIENT_PING_S: Final = 1.0
 """Clients that ping more often than this are cut off; gateways do every 5 s."""
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
@@ -42,6 +44,8 @@ MAX_PENDING_OUTPUTS: Final = 4096
 _OPTIONS: Final = (
     ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
+    # The timeout above alone leaves a stopped gateway its connection for a minute, gRPC's default for this one.
+    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_CLIENT_PING_S * 1000)),

@@ -8,138 +8,36 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.processes import living_children
+from tests.support.gateways import (
+    NO_TLS,
+    ROOT,
+    Gateways,
+    open_streams,
+    running_gateways,
+    streams_on_every_process,
+    wait_for,
+)
 from tests.support.scripted_pool import MODEL
 
-ROOT = Path(__file__).parents[2]
-NUM_PROCESSES = 2
+NUM_WORDS = 80
+"""In what the model says to everybody, in 4 s."""
 NUM_STREAMS = 16
 """One of two processes gets none of them once in 32,768 times."""
 NUM_KILLS = 5
-START_S = 30
-NO_TLS = False
-"""Saves each new client the reading of all certificates."""
-NUM_WORDS = 80
-
-
-@dataclass(frozen=True, slots=True)
-class Gateways:
-    """A running supervisor and its processes."""
-
-    url: str
-    parent: subprocess.Popen[str]
-    folder: Path
-    """Where each process notes that it serves."""
-
-    @property
-    def processes(self) -> list[psutil.Process]:
-        return living_children(self.parent.pid)
-
-    @property
-    def pids(self) -> set[int]:
-        return {process.pid for process in self.processes}
-
-    @property
-    def serving(self) -> set[int]:
-        return {pid for pid in self.pids if (self.folder / str(pid)).exists()}
-
-    def until_all_serve(self, *, without: int = 0) -> None:
-        wait_for(lambda: len(self.serving - {without}) == NUM_PROCESSES, START_S)
-
-    def clients(self) -> dict[int, int]:
-        """By the port of each client, the process that has its connection."""
-        connections = [(one.pid, c) for one in self.processes for c in one.net_connections("tcp")]
-        return {c.raddr.port: pid for pid, c in connections if c.status == psutil.CONN_ESTABLISHED}
-
-    def scraped(self, name: str, **labels: str) -> float | None:
-        """Sum of the samples of this name and these labels in one scrape; None if there is none."""
-        samples = [
-            sample.value
-            for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", verify=NO_TLS).text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        return sum(samples) if samples else None
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.02)
 
 
 @pytest.fixture
 def gateways(tmp_path: Path) -> Iterator[Gateways]:
-    settings = {"AVIARY_PORT": "0", "AVIARY_WORKERS": str(NUM_PROCESSES), "TEST_SERVING": str(tmp_path)}
-    environment = {**os.environ, **settings}
-    command = [sys.executable, "-m", "tests.support.supervisor"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        gateways = Gateways(parent.stdout.readline().strip(), parent, tmp_path)
-        try:
-            gateways.until_all_serve()
-            yield gateways
-        finally:
-            parent.kill()
-
-
-class Stream(threading.Thread):
-    """One streamed completion of 80 words in 4 s, over a connection of its own."""
-
-    def __init__(self, gateways: Gateways) -> None:
-        super().__init__(daemon=True)
-        self.port = 0
-        self.status = 0
-        self.text = ""
-        self.error: httpx.HTTPError | None = None
-        self.began = threading.Event()
-        self._url = gateways.url
-
-    def run(self) -> None:
-        body = {"model": MODEL, "prompt": "hello", "stream": True, "max_tokens": NUM_WORDS}
-        try:
-            url = f"{self._url}/v1/completions"
-            with httpx.stream("POST", url, json=body, timeout=30, verify=NO_TLS) as response:
-                self.port = response.extensions["network_stream"].get_extra_info("client_addr")[1]
-                self.status = response.status_code
-                for line in response.iter_lines():
-                    self.text += f"{line}\n"
-                    self.began.set()
-        except httpx.HTTPError as error:
-            self.error = error
-
-    @property
-    def is_whole(self) -> bool:
-        return self.status == httpx.codes.OK and self.text.rstrip().endswith("data: [DONE]")
-
-
-def open_streams(gateways: Gateways, count: int) -> list[Stream]:
-    streams = [Stream(gateways) for _ in range(count)]
-    for stream in streams:
-        stream.start()
-    assert all(stream.began.wait(10) for stream in streams)
-    return streams
-
-
-def streams_on_every_process(gateways: Gateways) -> dict[int, list[Stream]]:
-    """By process: at least one stream on each."""
-    by_pid: dict[int, list[Stream]] = {}
-    streams, pids = open_streams(gateways, NUM_STREAMS), gateways.clients()
-    for stream in streams:
-        by_pid.setdefault(pids[stream.port], []).append(stream)
-    assert by_pid.keys() == gateways.pids
-    return by_pid
+    with running_gateways(tmp_path) as gateways:
+        yield gateways
 
 
 def complete(gateways: Gateways) -> httpx.Response:
@@ -148,7 +46,7 @@ def complete(gateways: Gateways) -> httpx.Response:
 
 
 def test_every_process_gets_connections_and_a_scrape_of_any_shows_all(gateways: Gateways) -> None:
-    by_pid = streams_on_every_process(gateways)
+    by_pid = streams_on_every_process(gateways, NUM_STREAMS)
     num_streams = sum(map(len, by_pid.values()))
     time.sleep(0.6)  # what another process shows of the present is at most so old
     for _ in range(6):
@@ -168,7 +66,7 @@ def test_every_process_gets_connections_and_a_scrape_of_any_shows_all(gateways: 
 def test_what_a_killed_process_counted_stays_and_what_it_had_open_does_not(gateways: Gateways) -> None:
     for _ in range(10):
         assert complete(gateways).status_code == httpx.codes.OK
-    by_pid = streams_on_every_process(gateways)
+    by_pid = streams_on_every_process(gateways, NUM_STREAMS)
     victim, lost = min(by_pid.items())
     os.kill(victim, signal.SIGKILL)
     for stream in lost:
@@ -226,7 +124,7 @@ def test_new_connections_do_not_wait_for_a_process_that_hangs(gateways: Gateways
 
 
 def test_sigterm_drains_all_processes(gateways: Gateways) -> None:
-    by_pid = streams_on_every_process(gateways)
+    by_pid = streams_on_every_process(gateways, NUM_STREAMS)
     gateways.parent.send_signal(signal.SIGTERM)
     for pid in by_pid:
         os.kill(pid, signal.SIGTERM)  # as a service manager does that signals the whole group

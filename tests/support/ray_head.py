@@ -1,0 +1,109 @@
+"""A Ray cluster of one node as an operator starts it; its head remembers on disk, so it may die and come back.
+
+Everything it starts is found by its folder's name and is ended one by one: other clusters of this machine go on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from tests.e2e.conftest import free_port
+
+START_S = 60
+END_S = 10
+
+
+class RayHead:
+    """Context manager: runs inside."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="aviary-head-", dir="/tmp"))
+        self._port = free_port()
+        self._command: list[str] = []
+        self._environment: dict[str, str] = {}
+        self._restarted: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Self:
+        environment = {
+            **os.environ,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            "RAY_gcs_storage": "rocksdb",
+            "RAY_gcs_storage_path": str(self._folder / "gcs"),
+        }
+        ports = ("ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            f"--port={self._port}",
+            "--node-ip-address=127.0.0.1",
+            "--num-cpus=2",
+            "--include-dashboard=false",
+            "--object-store-memory=100000000",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            f"--temp-dir={self._folder / 'ray'}",
+            *(f"--{name}={free_port()}" for name in ports),
+        ]
+        started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S, check=False)
+        if started.returncode:
+            self._end()
+            raise RuntimeError(f"Ray did not start:\n{started.stdout}\n{started.stderr}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def kill(self) -> None:
+        """The head's own process, which knows who is where; nodes and workers stay."""
+        (head,) = [process for process in self.processes() if process.name().startswith("gcs_server")]
+        self._command, self._environment = head.cmdline(), head.environ()
+        head.kill()
+        psutil.wait_procs([head], END_S)
+
+    def restart(self) -> None:
+        """As whoever supervises a head does."""
+        self._restarted.append(
+            subprocess.Popen(
+                self._command,
+                env=self._environment,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if _mentions(process, str(self._folder))]
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + END_S
+        while (processes := self.processes()) and time.monotonic() < deadline:
+            for process in processes:
+                process.kill()
+            psutil.wait_procs(processes, 1)
+        for head in self._restarted:
+            head.wait(END_S)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _mentions(process: psutil.Process, folder: str) -> bool:
+    try:
+        return any(folder in text for text in (*process.cmdline(), process.environ().get("RAY_gcs_storage_path", "")))
+    except psutil.Error:
+        return False
