@@ -133,7 +133,7 @@ async def test_a_hot_beginning_keeps_every_worker_busy_and_is_still_cached_nearl
 
         async def one(number: int) -> int:
             async with limit:
-                return await ask(client, f"{LONG}{number}", max_tokens=64)
+                return await ask(client, f"{LONG}{number}", max_tokens=128)
 
         cached = await asyncio.gather(*(one(number) for number in range(num_requests)))
     generated = [status.generated_tokens_total for status in pool.statuses()]

@@ -132,7 +132,7 @@ async def test_a_process_that_dies_is_told_and_replaced_and_the_others_go_on() -
         os.kill(victim, signal.SIGKILL)
         await until(lambda: len(one.pids) == NUM_PROCESSES and victim not in one.pids)
         assert before - {victim} <= one.pids
-        assert one.ended == [victim]
+        await until(lambda: one.ended == [victim])
 
 
 async def test_processes_that_die_again_and_again_are_started_ever_more_slowly() -> None:

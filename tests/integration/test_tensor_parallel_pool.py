@@ -61,7 +61,8 @@ def is_ready(models: dict[str, ModelView]) -> bool:
 
 def rank_process() -> psutil.Process:
     """The process of the rank beyond the first: Ray names it after its class."""
-    (process,) = (one for one in psutil.process_iter() if "RankActor" in "".join(one.cmdline()[:1]))
+    # The iterator reads the command lines itself, and leaves out of those that have just died what cannot be read.
+    (process,) = (one for one in psutil.process_iter(["cmdline"]) if "RankActor" in "".join(one.info["cmdline"] or ()))
     return process
 
 

@@ -220,7 +220,7 @@ async def test_a_report_waits_for_news() -> None:
 
 
 async def test_a_load_that_crashes_is_a_load_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(_: RegistryEntry) -> None:
+    def explode(*_: object) -> None:
         raise RuntimeError("out of luck\nand of lines")
 
     monkeypatch.setattr("workers.worker.initializer_for", explode)
