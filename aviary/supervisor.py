@@ -179,4 +179,4 @@ class Supervisor:
 
 def _told(status: int) -> str:
     """An exit status, or minus the signal that killed the process."""
-    return f"status {status}" if status >= 0 else signal.Signals(-status).name
+    return f"status {status}" if status >= 0 else f"signal {-status}, {signal.strsignal(-status)}"

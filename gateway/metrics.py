@@ -50,7 +50,8 @@ class Metrics:
         pool = CollectorRegistry()
         self._declare_pool(pool)
         registry.register(pool)
-        self._shown = shown_with(pool) if is_shared() else registry
+        self._is_shared = is_shared()
+        self._shown = shown_with(pool) if self._is_shared else registry
         self._loads: dict[str, tuple[Callable[[], int], Callable[[], int]]] = {}
         self._publication: asyncio.TimerHandle | None = None
 
@@ -187,7 +188,7 @@ class Metrics:
 
     def load_changed(self) -> None:
         """Either number of some model may have changed: where a scrape of another process shows it, that learns it."""
-        if is_shared() and self._publication is None:
+        if self._is_shared and self._publication is None:
             self._publication = asyncio.get_running_loop().call_later(PUBLISH_S, self._publish_loads)
 
     def _publish_loads(self) -> None:
@@ -218,7 +219,7 @@ class Metrics:
         for load in (self._running, self._queued):
             # Shared values cannot be removed; a model that is gone then shows that it has nothing.
             load.labels(model).set(0)
-            if not is_shared():
+            if not self._is_shared:
                 load.remove(model)
         for gauge in (self._replicas, self._fetched_bytes):
             gauge.forget(model)

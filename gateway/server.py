@@ -109,7 +109,8 @@ class GatewayServer(uvicorn.Server):
         for task in self._stand_ins:
             task.cancel()
         await asyncio.gather(*self._stand_ins, return_exceptions=True)
-        await super().shutdown(sockets)
+        # All of its sockets: what still came in on one would wait until this process has ended.
+        await super().shutdown([*(sockets or ()), *self._others])
         if self.force_exit:
             # uvicorn leaves this out when forced; it is quick, and lets workers know at once.
             await self.lifespan.shutdown()

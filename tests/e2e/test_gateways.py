@@ -53,7 +53,7 @@ class Cluster:
         ).stdout
 
     def deploy(self, *model_ids: str) -> None:
-        entries = [echo_entry(model_id, step_time_s=0.05) for model_id in model_ids]
+        entries = [echo_entry(model_id, step_time_s=0.05, max_batch_size=8) for model_id in model_ids]
         self.aviary("deploy", "--registry", str(write_registry(self.folder, *entries)))
 
     def worker_pids(self) -> set[int]:
@@ -119,7 +119,7 @@ def streaming(server: Server, count: int) -> Iterator[list[str]]:
     threads = [threading.Thread(target=stream, args=(event,), daemon=True) for event in began]
     for thread in threads:
         thread.start()
-    assert all(event.wait(20) for event in began)
+    assert all(event.wait(20) for event in began), ends
     yield ends
     for thread in threads:
         thread.join(60)
