@@ -42,8 +42,20 @@ async def run_supervised(arguments: argparse.Namespace) -> int:
     end_with(arguments.supervisor_pid)
     settings, deploy_settings = load_gateway_settings(), DeploySettings.load()
     async with signs_of_life(arguments.life_fd) as begin, joined(deploy_settings) as cluster:
+        await _hear_of_pool(cluster)
         own, *others = map(inherited, arguments.listener_fds)
         return await serve_shared(_app(settings, deploy_settings, cluster), settings, own, others, on_started=begin)
+
+
+async def _hear_of_pool(cluster: RayCluster) -> None:
+    """Until it is known what is deployed, however long the head takes to say so.
+
+    A gateway that knows of no model calls every model unknown; alone it may, but not beside others that serve them.
+    """
+    if await PoolClient.find() is not None:
+        pool = RayPoolClient(cluster.address)
+        await anext(pool.views())
+        await pool.close()
 
 
 def _app(settings: GatewaySettings, deploy_settings: DeploySettings, cluster: RayCluster) -> FastAPI:

@@ -60,6 +60,13 @@ class Cluster:
         """Of the models' processes."""
         return {one.pid for one in self.head.processes() if one.name().startswith("ray::Worker")}
 
+    def has_channel(self, gateway_pid: int) -> bool:
+        """Whether a gateway's process is connected to a model's."""
+        workers = [psutil.Process(pid) for pid in self.worker_pids()]
+        ports = {c.laddr.port for one in workers for c in one.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        connections = psutil.Process(gateway_pid).net_connections("tcp")
+        return any(c.raddr.port in ports for c in connections if c.status == psutil.CONN_ESTABLISHED)
+
     @contextmanager
     def gateway(self, num_processes: int = 1) -> Iterator[Server]:
         """A gateway that was started, and may not be there yet."""
@@ -174,7 +181,9 @@ def test_without_the_head_gateways_go_on_and_follow_the_pool_when_it_is_back(clu
         gateways = (alone, several)
         for server in gateways:
             server.wait_until(lambda server=server: said(server) == "hello", timeout_s=60)  # type: ignore[misc]
+        several.wait_until(lambda: len(living_children(several.process.pid)) == 2, timeout_s=30)
         pids = [alone.process.pid, *(child.pid for child in living_children(several.process.pid))]
+        several.wait_until(lambda: all(map(cluster.has_channel, pids)), timeout_s=30)
         with streaming(alone, 2) as ends:
             cluster.head.kill()
             deadline = time.monotonic() + HEAD_AWAY_S

@@ -67,6 +67,7 @@ def test_what_a_killed_process_counted_stays_and_what_it_had_open_does_not(gatew
     for _ in range(10):
         assert complete(gateways).status_code == httpx.codes.OK
     by_pid = streams_on_every_process(gateways, NUM_STREAMS)
+    wait_for(lambda: gateways.scraped("aviary_requests_running", model=MODEL) == NUM_STREAMS, 2)
     victim, lost = min(by_pid.items())
     os.kill(victim, signal.SIGKILL)
     for stream in lost:

@@ -76,7 +76,12 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
 @contextmanager
 def running_gateways(folder: Path, **settings: str) -> Iterator[Gateways]:
     """Two processes that serve; the supervisor is killed at the end. `folder` is theirs to write to."""
-    ours = {"AVIARY_PORT": "0", "AVIARY_WORKERS": str(NUM_PROCESSES), "TEST_SERVING": str(folder)}
+    ours = {
+        "AVIARY_PORT": "0",
+        "AVIARY_WORKERS": str(NUM_PROCESSES),
+        "TEST_SERVING": str(folder),
+        "TMPDIR": str(folder),
+    }
     command = [sys.executable, "-m", "tests.support.supervisor"]
     environment = {**os.environ, **ours, **settings}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as parent:
