@@ -54,6 +54,7 @@ class LoadReporter:
                     await self._pool.report(reports)
             except Exception:  # the edge of a task nobody awaits: without it the pool would stop to scale in silence
                 logger.exception("the load was not reported")
+                await asyncio.sleep(LONGEST_PAUSE_S)  # what is due stays due, and must not be tried without a pause
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s(time.time())):
                     await self._dispatcher.starved.wait()

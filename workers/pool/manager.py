@@ -265,8 +265,16 @@ class PoolManager:
         while True:
             for model_id, scaler in self._scalers.items():
                 if model_id not in self._removals:
-                    self._deployments[model_id].follow(scaler, time.time())
+                    self._follow_one(self._deployments[model_id], scaler)
             await asyncio.sleep(DECISION_PERIOD_S)
+
+    @staticmethod
+    def _follow_one(deployment: Deployment, scaler: Autoscaler) -> None:
+        try:
+            deployment.follow(scaler, time.time())
+        except Exception:
+            # The edge of a task that nobody awaits: one model's failed decision must not stop those of all others.
+            logger.exception("the number of replicas of %s was not decided", deployment.model_id)
 
     async def _sweep(self, names: Iterable[str]) -> None:
         """Remove what nobody wants; one that cannot be removed does not keep the rest."""

@@ -103,6 +103,7 @@ async def test_a_model_whose_number_of_replicas_is_fixed_is_not_reported() -> No
 
 async def test_a_report_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_reporter, "STARVED_INTERVAL_S", 0.02)
+    monkeypatch.setattr(load_reporter, "LONGEST_PAUSE_S", 0.02)
     async with reporting(model(), {}) as (dispatcher, pool):
         reports = pool.report
         num_failures = 0

@@ -51,15 +51,22 @@ class FakeDeployment:
     """Notes nothing, runs nothing; its removal waits for `released`, or fails."""
 
     lacks_room = False
+    num_decisions = 0
+    undecided = ""
+    """Id of a model about which every decision fails."""
     released: asyncio.Event
     stop_error: Exception | None = None
 
     def __init__(self, model: WantedModel, *_: object) -> None:
         self.model = model
+        self.model_id = model.model_id
 
     def start(self, adopted: object = ()) -> None: ...
 
-    def follow(self, scaler: object, now: float) -> None: ...
+    def follow(self, scaler: object, now: float) -> None:
+        self.num_decisions += 1
+        if self.model_id == self.undecided:
+            raise RuntimeError("unexpected")
 
     async def wait_until_settled(self, timeout_s: float) -> None: ...
 
@@ -130,3 +137,18 @@ async def test_a_removal_that_fails_is_forgotten_all_the_same(
     await manager.add([ENTRY])
     await manager.remove(["a/b"])
     assert (await manager.add([ENTRY])).added == ("a/b",)
+
+
+async def test_a_decision_that_fails_stops_neither_the_next_nor_those_about_other_models(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager_module, "DECISION_PERIOD_S", 0.001)
+    monkeypatch.setattr(FakeDeployment, "undecided", "a/b")
+    other = RegistryEntry.model_validate(
+        {"model_config": {"model_id": "c/d", "initialization": {"initializer": {"type": "Echo"}}}}
+    )
+    manager = PoolManager()
+    await manager.add([ENTRY, other])
+    await asyncio.sleep(0.05)
+    decided = [deployment.num_decisions for deployment in manager._deployments.values()]  # type: ignore[attr-defined]
+    assert min(decided) > 2
