@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from aviary.errors import CommandError
@@ -65,13 +65,39 @@ async def shutdown(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.asynccontextmanager
-async def joined(settings: DeploySettings) -> AsyncIterator[RayCluster]:
-    """The cluster of the settings, or this machine's, left again at the end."""
+async def joined(
+    settings: DeploySettings, *, on_replaced: Callable[[], None] | None = None
+) -> AsyncIterator[RayCluster]:
+    """The cluster of the settings, or this machine's, left again at the end.
+
+    When another cluster has taken its place, `on_replaced` is to end what runs inside, which is cancelled by default.
+    Raises `CommandError` then: it is for whoever restarts this process, which joins the other one.
+    """
     cluster = await RayCluster.join(settings.ray_address or "auto")
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  only ever called in a task
+    replaced = asyncio.Event()
+
+    async def watch() -> None:
+        await cluster.wait_until_replaced()
+        replaced.set()
+        if on_replaced is not None:
+            on_replaced()
+        else:
+            task.cancel()
+
+    watching = asyncio.create_task(watch(), name="watch-cluster")
     try:
         yield cluster
+    except asyncio.CancelledError:
+        if on_replaced is not None or not replaced.is_set():
+            raise
+        task.uncancel()
     finally:
+        watching.cancel()
         await cluster.close()
+    if replaced.is_set():
+        raise CommandError(f"another cluster has taken the place of the one that was joined at {cluster.address}")
 
 
 async def _wait(pool: PoolClient, model_ids: Sequence[str], timeout_s: float) -> int:

@@ -7,6 +7,7 @@ supervisor start it.
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
@@ -33,7 +34,7 @@ async def serve_alone(settings: GatewaySettings, *, on_started: Callable[[str], 
     """Until a signal; the exit status. Raises `BindError`."""
     bind(settings).close()
     deploy_settings = DeploySettings.load()
-    async with joined(deploy_settings) as cluster:
+    async with joined(deploy_settings, on_replaced=_drain) as cluster:
         return await serve(_app(settings, deploy_settings, cluster), settings, on_started=on_started)
 
 
@@ -41,10 +42,15 @@ async def run_supervised(arguments: argparse.Namespace) -> int:
     """The command of which a supervisor runs several; the exit status."""
     end_with(arguments.supervisor_pid)
     settings, deploy_settings = load_gateway_settings(), DeploySettings.load()
-    async with signs_of_life(arguments.life_fd) as begin, joined(deploy_settings) as cluster:
+    async with signs_of_life(arguments.life_fd) as begin, joined(deploy_settings, on_replaced=_drain) as cluster:
         await _hear_of_pool(cluster)
         own, *others = map(inherited, arguments.listener_fds)
         return await serve_shared(_app(settings, deploy_settings, cluster), settings, own, others, on_started=begin)
+
+
+def _drain() -> None:
+    """As at any SIGTERM: there is one way down."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 async def _hear_of_pool(cluster: RayCluster) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves this class out
+from ray.exceptions import RpcError
 
 from aviary.errors import UsageError
 from model_registry.contract import POOL_NAMESPACE
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES: Final = 100 * 1024 * 1024
 """Nearly unused: tokens travel over the channel."""
 REACH_TIMEOUT_S: Final = 3.0
+IDENTITY_PERIOD_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 30.0
 MAX_TEMP_DIR_CHARS: Final = 40
 """Ray puts sockets below its folder, and a socket's path has 107 characters at most."""
@@ -38,8 +41,9 @@ MAX_TEMP_DIR_CHARS: Final = 40
 class RayCluster:
     """A connection to Ray, made by `start_local` or `join` and ended by `close`."""
 
-    def __init__(self, address: str, ray_thread: _RayThread, temp_dir: Path | None) -> None:
+    def __init__(self, address: str, cluster_id: str | None, ray_thread: _RayThread, temp_dir: Path | None) -> None:
         self.address = address
+        self._cluster_id = cluster_id
         self._ray_thread = ray_thread
         self._temp_dir = temp_dir
 
@@ -76,11 +80,24 @@ class RayCluster:
         ray_thread = _RayThread()
         try:
             address = await asyncio.wrap_future(ray_thread.call(lambda: _init(options)))
+            cluster_id = await asyncio.to_thread(_cluster_id, address)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             what = "Ray cannot be started on this machine" if temp_dir else f"cannot join Ray at {options['address']}"
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(f"{what}: {reason}") from error
-        return cls(address, ray_thread, temp_dir)
+        return cls(address, cluster_id, ray_thread, temp_dir)
+
+    async def wait_until_replaced(self) -> None:
+        """Until another cluster answers at this one's address, as when a head comes back without its memory.
+
+        Nothing that knew the first can reach the second: Ray refuses it.
+        """
+        while True:
+            await asyncio.sleep(IDENTITY_PERIOD_S)
+            found = await asyncio.to_thread(_cluster_id, self.address)
+            self._cluster_id = self._cluster_id or found
+            if found is not None and found != self._cluster_id:
+                return
 
     async def close(self) -> None:
         """Leave the cluster; stop it, with everything in it, when it is our own."""
@@ -123,6 +140,15 @@ def _init(options: dict[str, Any]) -> str:
     )
     address: str = context.address_info["gcs_address"]
     return address
+
+
+def _cluster_id(address: str) -> str | None:
+    """What tells the head's cluster from any other; None when it does not answer."""
+    try:
+        cluster_id: str = GcsClient(address=address).cluster_id.hex()
+    except RpcError:
+        return None
+    return cluster_id
 
 
 def _shut_down() -> None:

@@ -15,14 +15,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from model_registry.changes import Change, change_between
 from model_registry.contract import Frame
 from model_registry.schema import RegistryEntry
 from workers.channel import ChannelServer
-from workers.engine.engine import Engine
 from workers.engine.loop import EngineLoop
+from workers.errors import LoadError
 from workers.exchange import Exchange
 from workers.group import GroupListener
 from workers.initializers import build_engine, initializer_for
+from workers.initializers.base import LoadedModel, engine_limits
 from workers.report import ReportBoard, WorkerPhase, WorkerReport
 from workers.sources.traffic import FETCHED
 
@@ -46,6 +48,9 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._group_listener: GroupListener | None = None
         self._starting: asyncio.Task[str] | None = None
+        self._loaded: LoadedModel | None = None
+        self._sized_for = entry
+        """The entry whose sizes the engine has, or is about to have."""
         self._engine_loop: EngineLoop | None = None
         self._exchange: Exchange | None = None
         self._channel: ChannelServer | None = None
@@ -71,12 +76,14 @@ class Worker:
         return replace(report, status=status, fetched_bytes=FETCHED.num_bytes)
 
     async def reconfigure(self, entry: RegistryEntry) -> None:
-        """Take over the settings of a changed registry file; what is loaded stays as it is."""
+        """Take over the settings and sizes of a changed registry file; loaded weights stay as they are."""
         self._entry = entry
-        if self._engine_loop is not None:
-            self._engine_loop.limit_input(entry.model.generation.max_input_tokens)
-        if self._exchange is not None:
-            self._exchange.max_requests = _max_requests(entry)
+        if self._engine_loop is None or self._exchange is None:
+            return
+        self._engine_loop.limit_input(entry.model.generation.max_input_tokens)
+        self._exchange.max_requests = _max_requests(entry)
+        if change_between(self._sized_for, entry) is Change.SIZES:
+            await self._resize(entry, self._engine_loop)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""
@@ -107,27 +114,58 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._board.begin_loading()
         with self._board.failures_told(f"replica {self._replica_id} of {self._entry.model_id}"):
-            engine, note = await asyncio.to_thread(self._load)
-            address = await self._serve(engine)
+            self._loaded = await asyncio.to_thread(self._load)
+            address = await self._serve(self._loaded)
         self._board.tell(
-            phase=WorkerPhase.SERVING, detail=note, address=address, max_model_len=engine.limits.max_model_len
+            phase=WorkerPhase.SERVING,
+            detail=self._loaded.note,
+            address=address,
+            max_model_len=self._loaded.max_model_len,
         )
         logger.info("replica %s serves %s at %s", self._replica_id, self._entry.model_id, address)
         return address
 
-    def _load(self) -> tuple[Engine, str]:
-        """On a thread: the slow part of starting. Also what an operator should know though the model serves."""
-        group = self._group_listener.accept(self._entry.scaling.num_workers) if self._group_listener else None
-        loaded = initializer_for(self._entry, group).load(self._entry, self._board.progress)
-        return build_engine(self._entry, loaded), loaded.note
+    def _load(self) -> LoadedModel:
+        """On a thread: the slow part of starting."""
+        entry = self._sized_for
+        group = self._group_listener.accept(entry.scaling.num_workers) if self._group_listener else None
+        return initializer_for(entry, group).load(entry, self._board.progress)
 
-    async def _serve(self, engine: Engine) -> str:
+    async def _serve(self, loaded: LoadedModel) -> str:
         """Run the engine and open its channel; returns the address."""
+        engine = await asyncio.to_thread(build_engine, self._sized_for, loaded)
         self._engine_loop = EngineLoop(engine, self._on_frame, self._on_crash)
         self._exchange = Exchange(self._engine_loop, max_requests=_max_requests(self._entry))
         self._channel = ChannelServer(self._exchange, self._secret)
         self._engine_loop.start()
         return await self._channel.start(self._host)
+
+    async def _resize(self, entry: RegistryEntry, engine_loop: EngineLoop) -> None:
+        """Have the engine take over other sizes when its sequences allow; if it cannot, it goes on as it is."""
+        if self._loaded is None or self._loaded.with_sizes is None:
+            return
+        try:
+            resized = await asyncio.to_thread(self._loaded.with_sizes, entry.model.generation)
+        except LoadError as error:
+            self._tell_kept_sizes(error)
+            return
+
+        def on_done(error: LoadError | None) -> None:
+            self._on_event_loop(lambda: self._note_resized(resized, error))
+
+        self._sized_for = entry
+        self._board.tell(detail="takes other sizes when the requests that need the earlier ones have ended")
+        engine_loop.resize(resized.new_kv_cache, engine_limits(entry, resized), on_done)
+
+    def _note_resized(self, resized: LoadedModel, error: LoadError | None) -> None:
+        if error is not None:
+            self._tell_kept_sizes(error)
+            return
+        self._loaded = resized
+        self._board.tell(detail=resized.note, max_model_len=resized.max_model_len)
+
+    def _tell_kept_sizes(self, error: LoadError) -> None:
+        self._board.tell(detail=f"serves with its earlier sizes: {error}")
 
     def _on_frame(self, frame: Frame) -> None:
         """On the engine thread: one step's outputs."""

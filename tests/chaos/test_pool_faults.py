@@ -32,18 +32,21 @@ PROMPT = "all that was asked for, in order"
 OPTIONS = PoolOptions(load_timeout_s=30, drain_timeout_s=20)
 TYPED_ERROR_WITHIN_S = 1.0
 HANG_ENDS_WITHIN_S = 17.0
+RELOADS_PER_ROUND = 10
 
 pytestmark = pytest.mark.timeout(600)
 
 
-def served(max_batch_size: int = MAX_BATCH_SIZE, stops: tuple[str, ...] = ()) -> RegistryEntry:
+def served(*, step_time_s: float = 0.01, **generation: object) -> RegistryEntry:
     """An echo model of two replicas, 10 ms a token."""
-    base = entry(MODEL, replicas=NUM_REPLICAS)
-    generation = {"max_batch_size": max_batch_size, "stopping_sequences": list(stops)}
+    base = entry(
+        MODEL, replicas=NUM_REPLICAS, initialization={"initializer": {"type": "Echo", "step_time_s": step_time_s}}
+    )
+    model = base.model.model_dump(exclude_unset=True)
     return RegistryEntry.model_validate(
         {
             "deployment_config": base.deployment.model_dump(exclude_unset=True),
-            "model_config": {**base.model.model_dump(exclude_unset=True), "generation": generation},
+            "model_config": {**model, "generation": {"max_batch_size": MAX_BATCH_SIZE, **generation}},
             "scaling_config": base.scaling.model_dump(exclude_unset=True),
         }
     )
@@ -126,7 +129,7 @@ async def test_a_new_revision(pool: PoolClient, load: StreamLoad, rounds: int, n
     kept = []
     for number in range(rounds):
         before = ids_of((await until(pool, is_whole)).models[0])
-        await pool.apply([served(max_batch_size=MAX_BATCH_SIZE + 1 + number % 2)], OPTIONS)
+        await pool.apply([served(step_time_s=0.011 + 0.001 * (number % 2))], OPTIONS)
         await until(pool, is_whole_without(before), timeout_s=60)
         await asyncio.sleep(0.5)
         kept.append(not load.failures)
@@ -138,9 +141,27 @@ async def test_changed_settings(pool: PoolClient, load: StreamLoad, rounds: int,
     """They take effect in the replicas that live, and no request fails."""
     before = ids_of((await pool.view()).models[0])
     kept = []
-    for number in range(5 * rounds):
-        await pool.apply([served(stops=("\0" * (1 + number % 2),))], OPTIONS)
+    for number in range(RELOADS_PER_ROUND * rounds):
+        await pool.apply([served(stopping_sequences=["\0" * (1 + number % 2)])], OPTIONS)
         await asyncio.sleep(0.2)
         kept.append(ids_of((await pool.view()).models[0]) == before and not load.failures)
     note("reload of settings", sum(kept), len(kept), load.counts)
+    assert all(kept), load.failures
+
+
+async def test_changed_sizes(pool: PoolClient, load: StreamLoad, rounds: int, note: NoteFault) -> None:
+    """Batch and KV memory of living replicas grow and shrink while they generate, and no request fails."""
+    before = ids_of((await pool.view()).models[0])
+    sizes = [
+        {"max_batch_size": 1, "kv_cache_tokens": 512, "max_model_len": 256},
+        {"max_batch_size": 2 * MAX_BATCH_SIZE, "kv_cache_tokens": 4096, "max_model_len": 512},
+    ]
+    kept = []
+    for number in range(RELOADS_PER_ROUND * rounds):
+        applied = await pool.apply([served(**sizes[number % 2])], OPTIONS)
+        await asyncio.sleep(0.3)
+        model = (await pool.view()).models[0]
+        took_effect = applied.reconfigured == (MODEL,) and model.max_model_len == sizes[number % 2]["max_model_len"]
+        kept.append(took_effect and ids_of(model) == before and not load.failures)
+    note("reload of sizes", sum(kept), len(kept), load.counts)
     assert all(kept), load.failures

@@ -28,6 +28,7 @@ NEW_GATEWAY_S = 5.0
 ORPHANS_END_S = 5.0
 HEAD_AWAY_S = 35.0
 FOLLOWS_AGAIN_S = 60.0
+REPLACED_WITHIN_S = 90.0
 TEXT = "x" * 400
 """Said in 20 s."""
 
@@ -199,3 +200,18 @@ def test_without_the_head_gateways_go_on_and_follow_the_pool_when_it_is_back(clu
         for server in gateways:
             server.wait_until(lambda server=server: said(server, LATER_MODEL) == "hello", FOLLOWS_AGAIN_S)  # type: ignore[misc]
         assert all(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_head_that_comes_back_empty_ends_a_gateway_alone_and_renews_those_of_a_supervisor(tmp_path: Path) -> None:
+    with RayHead() as first:
+        cluster = Cluster(first, tmp_path)
+        cluster.deploy(MODEL)
+        with cluster.gateway() as alone, cluster.gateway(2) as several:
+            for server in (alone, several):
+                server.wait_until(lambda server=server: said(server) == "hello", timeout_s=60)  # type: ignore[misc]
+            first.end()
+            with RayHead(first.port) as second:
+                assert alone.process.wait(REPLACED_WITHIN_S) == 1
+                assert "another cluster has taken the place" in alone.output
+                Cluster(second, tmp_path).deploy(MODEL)
+                several.wait_until(lambda: said(several) == "hello", timeout_s=REPLACED_WITHIN_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from workers.engine.engine import Engine
 from workers.engine.runner import Chunk, StepPlan, Truncate
 from workers.errors import LoadError, SourceError
 from workers.initializers import build_engine, initializer_for
-from workers.initializers.base import LoadedModel
+from workers.initializers.base import LoadedModel, engine_limits
 from workers.initializers.llama_log import redirect_log
 from workers.initializers.llama_parameters import HONOURED, REFUSED, parse_parameters
 from workers.runners.llama_library import has_amx, llama_cpp
@@ -293,6 +294,41 @@ def test_when_cells_are_short_sequences_are_put_off_and_all_of_them_finish(gguf:
     assert engine.status().num_preemptions > 0
     assert [len(outputs[str(number)].token_ids) for number in range(4)] == [60] * 4
     assert all(output.finish_reason is FinishReason.LENGTH for output in outputs.values())
+
+
+def test_other_sizes_between_two_steps_change_no_answer_and_the_context(gguf: Path, expected: list[list[int]]) -> None:
+    loaded, entry = load(gguf.parent)
+    engine = build_engine(entry, loaded)
+    for number in range(4):
+        engine.submit(engine.prepare(greedy(number)))
+    found: dict[str, list[int]] = {str(number): [] for number in range(4)}
+    sizes = [
+        {"kv_cache_tokens": 1024, "max_model_len": 200, "max_batch_size": 2},
+        {"kv_cache_tokens": 2048, "max_model_len": 256, "max_batch_size": 8, "max_batch_tokens": 128},
+    ]
+    for number in count():
+        if number % 5 == 4 and sizes:
+            generation = entry.model.generation.model_copy(update=sizes.pop())
+            entry = entry.model_copy(update={"model": entry.model.model_copy(update={"generation": generation})})
+            assert loaded.with_sizes is not None
+            loaded = loaded.with_sizes(generation)
+            engine.resize(loaded.new_kv_cache, engine_limits(entry, loaded))
+            context = loaded.runner._context  # type: ignore[attr-defined]
+            assert llama_cpp.llama_n_ctx(context) == generation.kv_cache_tokens
+            assert llama_cpp.llama_n_batch(context) == generation.max_batch_tokens
+        for output in engine.step():
+            found[output.request_id] += output.token_ids
+        if not engine.has_work:
+            break
+    assert not sizes
+    assert list(found.values()) == expected[:4]
+
+
+def test_sizes_that_contradict_other_keys_are_refused(gguf: Path) -> None:
+    loaded, entry = load(gguf.parent, {"n_batch": 256}, max_batch_tokens=256)
+    assert loaded.with_sizes is not None
+    with pytest.raises(LoadError, match=r"n_batch is 256, less than generation\.max_batch_tokens"):
+        loaded.with_sizes(entry.model.generation.model_copy(update={"max_batch_tokens": 512}))
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(gguf: Path) -> None:

@@ -18,6 +18,8 @@ from workers.pool.client import PoolClient
 
 MODEL = "test/echo"
 WHOLE_NODE = 8
+SLOWER: dict[str, Any] = {"model_config": {"initialization": {"initializer": {"step_time_s": 0.011}}}}
+"""What only another replica can be."""
 
 
 def changed(base: RegistryEntry, **sections: dict[str, Any]) -> RegistryEntry:
@@ -96,6 +98,29 @@ async def test_settings_change_in_the_replicas_that_live(pool: PoolClient, gatew
     assert [one.replica_id for one in after.models[0].replicas] == [one.replica_id for one in before.models[0].replicas]
 
 
+async def test_sizes_change_in_the_replicas_that_live(pool: PoolClient, gateway: PoolGateway) -> None:
+    base = entry(MODEL)
+    await pool.apply([base], OPTIONS)
+    before = await until(pool, lambda models: num_ready(models[MODEL]) == 1)
+    assert before.models[0].max_model_len == 4096
+    async with traffic(gateway):
+        sizes = {"max_batch_size": 4, "max_model_len": 128, "kv_cache_tokens": 1024}
+        smaller = changed(base, model_config={"generation": sizes})
+        assert (await pool.apply([smaller], OPTIONS)).reconfigured == (MODEL,)
+        after = await until(pool, lambda models: models[MODEL].max_model_len == 128)
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
+            long = await http.post("/v1/completions", json={"model": MODEL, "prompt": "x" * 128})
+            assert long.status_code == 400
+            assert "maximum context length is 128 tokens" in long.text
+        # More than its KV memory of now can hold; it says so and serves on with what it has.
+        impossible = changed(smaller, model_config={"generation": {"max_model_len": 2048}})
+        assert (await pool.apply([impossible], OPTIONS)).reconfigured == (MODEL,)
+        await until(pool, lambda models: "serves with its earlier sizes" in models[MODEL].replicas[0].detail)
+        await pool.apply([base], OPTIONS)
+        await until(pool, lambda models: models[MODEL].max_model_len == 4096)
+    assert [one.replica_id for one in after.models[0].replicas] == [one.replica_id for one in before.models[0].replicas]
+
+
 async def test_new_replicas_take_over_from_old_ones_and_no_request_fails(
     pool: PoolClient, gateway: PoolGateway
 ) -> None:
@@ -103,13 +128,13 @@ async def test_new_replicas_take_over_from_old_ones_and_no_request_fails(
     await pool.apply([base], OPTIONS)
     before = await until(pool, lambda models: num_ready(models[MODEL]) == 2)
     async with traffic(gateway):
-        larger = changed(base, model_config={"generation": {"max_batch_size": 3}})
-        assert (await pool.apply([larger], OPTIONS)).replaced == (MODEL,)
+        slower = changed(base, **SLOWER)
+        assert (await pool.apply([slower], OPTIONS)).replaced == (MODEL,)
         after = await until(
             pool, lambda models: num_ready(models[MODEL]) == 2 and len(models[MODEL].replicas) == 2
             and not revisions(models[MODEL]) & revisions(before.models[0])
         )  # fmt: skip
-    assert after.models[0].entry == larger
+    assert after.models[0].entry == slower
 
 
 async def test_on_a_full_node_the_only_replica_makes_room_and_requests_wait_for_its_successor(
@@ -119,7 +144,7 @@ async def test_on_a_full_node_the_only_replica_makes_room_and_requests_wait_for_
     await pool.apply([base], OPTIONS)
     before = await until(pool, lambda models: num_ready(models[MODEL]) == 1)
     async with traffic(gateway):
-        await pool.apply([changed(base, model_config={"generation": {"max_batch_size": 3}})], OPTIONS)
+        await pool.apply([changed(base, **SLOWER)], OPTIONS)
         await until(
             pool,
             lambda models: num_ready(models[MODEL]) == 1 and not revisions(models[MODEL]) & revisions(before.models[0]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ from model_registry.schema import RegistryEntry
 from workers.engine.engine import Engine
 from workers.errors import LoadError, UnsupportedModelError
 from workers.initializers import build_engine, initializer_for
-from workers.initializers.base import LoadedModel
-from workers.runners.transformers import BLOCK_SIZE
+from workers.initializers.base import LoadedModel, engine_limits
+from workers.runners.transformers import BLOCK_SIZE, TransformersRunner
 
 PROMPTS = [
     "What is the capital of France?",
@@ -183,6 +185,54 @@ def test_preemption_changes_nothing(tiny_llama: Path) -> None:
     assert {key: output.token_ids for key, output in tight.items()} == {
         key: output.token_ids for key, output in roomy.items()
     }
+
+
+def test_other_sizes_between_two_steps_change_no_answer_and_the_memory(tiny_llama: Path) -> None:
+    requests = [chat(str(number), PROMPTS[number], temperature=0, max_tokens=60) for number in range(4)]
+    loaded, entry = load(tiny_llama, max_model_len=256)
+    expected = {key: output.token_ids for key, output in run(build_engine(entry, loaded), requests).items()}
+    engine = build_engine(entry, loaded)
+    for request in requests:
+        engine.submit(engine.prepare(request))
+    found: dict[str, list[int]] = {key: [] for key in expected}
+    sizes: Iterator[dict[str, int]] = cycle(
+        [
+            {"kv_cache_tokens": 512, "max_model_len": 200, "max_batch_size": 2},
+            {"kv_cache_tokens": 2048, "max_model_len": 256, "max_batch_size": 8, "max_batch_tokens": 16},
+        ]
+    )
+    for number in count():
+        if number % 7 == 6:
+            loaded, entry = resized(loaded, entry, **next(sizes))
+            engine.resize(loaded.new_kv_cache, engine_limits(entry, loaded))
+            runner = loaded.runner
+            assert isinstance(runner, TransformersRunner)
+            assert runner.num_kv_blocks * BLOCK_SIZE == entry.model.generation.kv_cache_tokens
+            assert {cache.keys.shape[0] for cache in runner._layers} == {runner.num_kv_blocks}
+        for output in engine.step():
+            found[output.request_id] += output.token_ids
+        if not engine.has_work:
+            break
+    assert {key: tuple(ids) for key, ids in found.items()} == expected
+
+
+def resized(loaded: LoadedModel, entry: RegistryEntry, **generation: Any) -> tuple[LoadedModel, RegistryEntry]:
+    changed = entry.model.generation.model_copy(update=generation)
+    entry = entry.model_copy(update={"model": entry.model.model_copy(update={"generation": changed})})
+    assert loaded.with_sizes is not None
+    return loaded.with_sizes(changed), entry
+
+
+def test_sizes_without_room_are_refused_before_anything_is_given_back(tiny_llama: Path) -> None:
+    loaded, entry = load(tiny_llama, max_model_len=256)
+    before = loaded.new_kv_cache().capacity
+    with pytest.raises(LoadError, match="room for 64 tokens, fewer than the 256"):
+        resized(loaded, entry, kv_cache_tokens=64)
+    assert loaded.runner.num_kv_blocks * BLOCK_SIZE == before  # type: ignore[attr-defined]
+    compiled = entry.model_dump(by_alias=True)
+    compiled["model_config"]["initialization"]["initializer"]["torch_compile"] = {"backend": "eager"}
+    compiled_entry = RegistryEntry.model_validate(compiled)
+    assert initializer_for(compiled_entry).load(compiled_entry, lambda line: None).with_sizes is None
 
 
 @pytest.mark.parametrize("stop", ["Paris", "aris", "The capital", "capital of France is P", "s."])

@@ -25,16 +25,17 @@ END_S = 10
 class RayHead:
     """Context manager: runs inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None = None) -> None:
+        """At this port, or at one that is free."""
         self._folder = Path(tempfile.mkdtemp(prefix="aviary-head-", dir="/tmp"))
-        self._port = free_port()
+        self.port = port or free_port()
         self._command: list[str] = []
         self._environment: dict[str, str] = {}
         self._restarted: list[subprocess.Popen[bytes]] = []
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._port}"
+        return f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         environment = {
@@ -50,7 +51,7 @@ class RayHead:
             str(Path(sys.executable).with_name("ray")),
             "start",
             "--head",
-            f"--port={self._port}",
+            f"--port={self.port}",
             "--node-ip-address=127.0.0.1",
             "--num-cpus=2",
             "--include-dashboard=false",
@@ -62,12 +63,12 @@ class RayHead:
         ]
         started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S, check=False)
         if started.returncode:
-            self._end()
+            self.end()
             raise RuntimeError(f"Ray did not start:\n{started.stdout}\n{started.stderr}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.end()
 
     def kill(self) -> None:
         """The head's own process, which knows who is where; nodes and workers stay."""
@@ -91,7 +92,8 @@ class RayHead:
     def processes(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if _mentions(process, str(self._folder))]
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """All of it, with what it remembers."""
         deadline = time.monotonic() + END_S
         while (processes := self.processes()) and time.monotonic() < deadline:
             for process in processes:

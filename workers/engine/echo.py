@@ -61,8 +61,12 @@ class EchoRunner:
     """Stores tokens in its KV blocks, and predicts from them the prompt's next byte, then the end, then again."""
 
     def __init__(self, num_kv_blocks: int, step_time_s: float = 0.0) -> None:
-        self._slots = [0] * (num_kv_blocks * BLOCK_SIZE)
         self._step_time_s = step_time_s
+        self.resize(num_kv_blocks)
+
+    def resize(self, num_kv_blocks: int) -> None:
+        """Another memory, with nothing in it."""
+        self._slots = [0] * (num_kv_blocks * BLOCK_SIZE)
 
     def run(self, plan: StepPlan) -> list[int]:
         """The next token of each chunk that wants logits."""

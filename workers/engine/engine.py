@@ -8,6 +8,7 @@ fault stays its own: a step that fails is run again sequence by sequence, and on
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, replace
 
@@ -30,16 +31,19 @@ from workers.engine.scheduler import Scheduled, Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
 from workers.engine.tokenizer import Tokenizer
-from workers.errors import DeviceLostError
+from workers.errors import DeviceLostError, LoadError, first_line
 
 logger = logging.getLogger(__name__)
 
 NO_FAULT_DETAILS = "the model failed on this request"
 
+NewKVCache = Callable[[], KVCache]
+"""Makes sure that the runner has KV memory of a certain size, and makes the books of it, with nothing in them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """Sizes an engine is built with."""
+    """Sizes an engine is built with, and may be given others of later."""
 
     max_model_len: int
     """Prompt and generated tokens of one sequence at most."""
@@ -53,15 +57,24 @@ class Engine:
     """Continuous batching over one model."""
 
     def __init__(
-        self, runner: ModelRunner, sampler: Sampler, tokenizer: Tokenizer, *, kv_cache: KVCache, limits: EngineLimits
+        self,
+        runner: ModelRunner,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        *,
+        new_kv_cache: NewKVCache,
+        limits: EngineLimits,
     ) -> None:
-        """`kv_cache` keeps the books of the runner's KV memory and is this engine's alone."""
-        if limits.max_model_len > kv_cache.capacity:
-            raise ValueError(f"max_model_len {limits.max_model_len} exceeds the KV cache of {kv_cache.capacity} tokens")
+        """`new_kv_cache` gives the runner its KV memory; the books of it are this engine's alone."""
         self._runner = runner
         self._sampler = sampler
         self._tokenizer = tokenizer
+        self._new_kv_cache = new_kv_cache
         self._limits = limits
+        self._max_input_tokens = limits.max_input_tokens
+        self._max_model_len = limits.max_model_len
+        """What new requests are held to: less than the limit while a smaller one is awaited."""
+        kv_cache = _checked(new_kv_cache(), limits)
         self._scheduler = Scheduler(
             kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens
         )
@@ -74,11 +87,37 @@ class Engine:
 
     @property
     def limits(self) -> EngineLimits:
-        return self._limits
+        return replace(self._limits, max_input_tokens=self._max_input_tokens)
 
     def limit_input(self, max_input_tokens: int | None) -> None:
         """Another limit on the prompts of requests that are prepared from now on. Safe on any thread."""
-        self._limits = replace(self._limits, max_input_tokens=max_input_tokens)
+        self._max_input_tokens = max_input_tokens
+
+    def expect(self, limits: EngineLimits) -> None:
+        """Hold requests that are prepared from now on also to limits that a `resize` will bring. Safe on any thread."""
+        self._max_model_len = min(self._limits.max_model_len, limits.max_model_len)
+
+    def fits(self, limits: EngineLimits) -> bool:
+        """Whether every sequence could end as it was promised under these limits."""
+        longest = (sequence.num_prompt_tokens + sequence.max_tokens for sequence in self._sequences.values())
+        return max(longest, default=0) <= limits.max_model_len
+
+    def resize(self, new_kv_cache: NewKVCache, limits: EngineLimits) -> None:
+        """Go on with other KV memory and other limits, `max_input_tokens` apart; only when they `fit`.
+
+        Sequences keep their tokens and are computed again. Raises `LoadError` when there is no such memory: the engine
+        then goes on with what it had.
+        """
+        self._scheduler.preempt_all()
+        try:
+            kv_cache = _checked(new_kv_cache(), limits)
+        except DeviceLostError:
+            raise
+        except Exception as error:
+            # An edge: every library runs out of memory in its own way. What it had before, it can have again.
+            self._use(self._new_kv_cache, self._new_kv_cache(), self._limits)
+            raise LoadError(first_line(error)) from error
+        self._use(new_kv_cache, kv_cache, limits)
 
     @property
     def has_work(self) -> bool:
@@ -101,9 +140,11 @@ class Engine:
         )
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a prepared sequence. Raises `RequestFaultError` when its id is in use."""
+        """Queue a prepared sequence. Raises `RequestFaultError` when its id is in use, or it no longer fits."""
         if sequence.request_id in self._sequences:
             raise RequestFaultError(FaultKind.INVALID_REQUEST, "A request with this id is already running.")
+        # It was prepared on a thread of its own; the limits may have changed since.
+        sequence.max_tokens = self._max_tokens(sequence.request.sampling, sequence.num_prompt_tokens)
         self._sequences[sequence.request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -136,6 +177,12 @@ class Engine:
             cached_tokens_total=self._cached_tokens_total,
             generated_tokens_total=self._generated_tokens_total,
         )
+
+    def _use(self, new_kv_cache: NewKVCache, kv_cache: KVCache, limits: EngineLimits) -> None:
+        self._new_kv_cache = new_kv_cache
+        self._limits = limits
+        self._max_model_len = limits.max_model_len
+        self._scheduler.resize(kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens)
 
     def _run(
         self, scheduled: list[Scheduled], kv_operations: Sequences[KVOperation] = ()
@@ -224,14 +271,15 @@ class Engine:
 
     def _max_tokens(self, sampling: SamplingParams, num_prompt_tokens: int) -> int:
         """What a client asked for must fit; a default only fills the room there is."""
-        room = self._limits.max_model_len - num_prompt_tokens
+        max_model_len = self._max_model_len
+        room = max_model_len - num_prompt_tokens
         wished = room if sampling.max_tokens is None else sampling.max_tokens
         asked = 1 if sampling.max_tokens is None or sampling.max_tokens_is_default else wished
         needed = max(asked, sampling.min_tokens, 1)
         if needed > room:
             raise RequestFaultError(
                 FaultKind.CONTEXT_LENGTH_EXCEEDED,
-                f"This model's maximum context length is {self._limits.max_model_len} tokens. However, you requested "
+                f"This model's maximum context length is {max_model_len} tokens. However, you requested "
                 f"{num_prompt_tokens + needed} tokens ({num_prompt_tokens} in the prompt, {needed} for the "
                 "completion). Please reduce the length of the prompt or of the completion.",
                 "prompt",
@@ -239,7 +287,7 @@ class Engine:
         return min(wished, room)
 
     def _check_num_input_tokens(self, num_prompt_tokens: int) -> None:
-        limit = self._limits.max_input_tokens
+        limit = self._max_input_tokens
         if limit is not None and num_prompt_tokens > limit:
             raise RequestFaultError(
                 FaultKind.CONTEXT_LENGTH_EXCEEDED,
@@ -257,3 +305,9 @@ class Engine:
                     f"Stop token {token_id} is outside the model's vocabulary of {self._tokenizer.vocab_size} tokens.",
                     "stop_token_ids",
                 )
+
+
+def _checked(kv_cache: KVCache, limits: EngineLimits) -> KVCache:
+    if limits.max_model_len > kv_cache.capacity:
+        raise ValueError(f"max_model_len {limits.max_model_len} exceeds the KV cache of {kv_cache.capacity} tokens")
+    return kv_cache

@@ -21,12 +21,22 @@ from model_registry.contract import (
     SequenceOutput,
     WorkerStatus,
 )
-from workers.engine.engine import NO_FAULT_DETAILS, Engine
+from workers.engine.engine import NO_FAULT_DETAILS, Engine, EngineLimits, NewKVCache
 from workers.engine.sequence import Sequence
+from workers.errors import LoadError
 
 logger = logging.getLogger(__name__)
 
 NUM_TOKENIZER_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Resizing:
+    """What is asked of `Engine.resize`, and who is told how it went."""
+
+    new_kv_cache: NewKVCache
+    limits: EngineLimits
+    on_done: Callable[[LoadError | None], None]
 
 
 @dataclass(slots=True)
@@ -37,9 +47,10 @@ class _Inbox:
     aborted: list[str] = field(default_factory=list)
     outputs: list[SequenceOutput] = field(default_factory=list)
     """Faults of requests that never became sequences."""
+    resizing: _Resizing | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.sequences or self.aborted or self.outputs)
+        return bool(self.sequences or self.aborted or self.outputs or self.resizing)
 
 
 class EngineLoop:
@@ -59,6 +70,8 @@ class EngineLoop:
         self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._changed = threading.Condition()
         self._inbox = _Inbox()
+        self._resizing: _Resizing | None = None
+        """What the engine thread will do once every sequence fits."""
         self._preparing: set[str] = set()
         self._stopping = False
         self._status = engine.status()
@@ -93,6 +106,19 @@ class EngineLoop:
         """Another limit on the prompts of requests that come from now on."""
         self._engine.limit_input(max_input_tokens)
 
+    def resize(
+        self, new_kv_cache: NewKVCache, limits: EngineLimits, on_done: Callable[[LoadError | None], None]
+    ) -> None:
+        """Have the engine `resize` as soon as every sequence fits, which later ones must at once.
+
+        `on_done` is called on the engine thread, with the error if it went on as it was; not when another call came
+        before that.
+        """
+        self._engine.expect(limits)
+        with self._changed:
+            self._inbox.resizing = _Resizing(new_kv_cache, limits, on_done)
+            self._changed.notify()
+
     def status(self) -> WorkerStatus:
         """The load as of the last step."""
         return self._status
@@ -124,6 +150,7 @@ class EngineLoop:
                 # Published before the step too: whoever judges health by progress must see work that never steps.
                 self._status = self._engine.status()
                 outputs += self._engine.step()
+                self._resize_if_all_fit()
                 self._status = self._engine.status()
                 self._on_frame(Frame(outputs=tuple(outputs), status=self._status))
         except BaseException as error:
@@ -150,4 +177,18 @@ class EngineLoop:
                 outputs.append(SequenceOutput(request_id=sequence.request_id, fault=error.fault))
         for request_id in inbox.aborted:
             self._engine.abort(request_id)
+        self._resizing = inbox.resizing or self._resizing
         return outputs
+
+    def _resize_if_all_fit(self) -> None:
+        resizing = self._resizing
+        if resizing is None or not self._engine.fits(resizing.limits):
+            return
+        self._resizing = None
+        try:
+            self._engine.resize(resizing.new_kv_cache, resizing.limits)
+        except LoadError as error:
+            logger.warning("the engine keeps its sizes: %s", error)
+            resizing.on_done(error)
+        else:
+            resizing.on_done(None)

@@ -42,9 +42,7 @@ class Scheduler:
     """Owner of the waiting and running queues and of the sequences' KV blocks."""
 
     def __init__(self, kv_cache: KVCache, *, max_batch_size: int, max_batch_tokens: int) -> None:
-        self._kv_cache = kv_cache
-        self._max_batch_size = max_batch_size
-        self._max_batch_tokens = max(max_batch_tokens, max_batch_size)
+        self.resize(kv_cache, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self.num_preemptions = 0
@@ -75,6 +73,17 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         self._kv_cache.release(sequence.table)
+
+    def preempt_all(self) -> None:
+        """Take the KV memory from every running sequence; each is computed again, in the order in which they came."""
+        while self._running:
+            self._preempt(self._running[-1])
+
+    def resize(self, kv_cache: KVCache, *, max_batch_size: int, max_batch_tokens: int) -> None:
+        """Other KV memory and other limits; only while nothing runs."""
+        self._kv_cache = kv_cache
+        self._max_batch_size = max_batch_size
+        self._max_batch_tokens = max(max_batch_tokens, max_batch_size)
 
     def schedule(self) -> list[Scheduled]:
         """The next step; empty only when there is nothing to run."""

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from model_registry.schema import RegistryEntry
-from workers.engine.engine import Engine, EngineLimits
-from workers.engine.kv_cache import KVCache
+from model_registry.schema import Generation, RegistryEntry
+from workers.engine.engine import Engine, EngineLimits, NewKVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
 from workers.engine.tokenizer import Tokenizer
@@ -29,10 +28,16 @@ class LoadedModel:
     tokenizer: Tokenizer
     max_model_len: int
     """Context length in tokens: the smaller of what the model can and the registry allows."""
-    new_kv_cache: Callable[[], KVCache]
-    """Makes the books of the runner's KV memory, with nothing in them; for one engine at a time."""
+    new_kv_cache: NewKVCache
+    """For one engine at a time."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
+    with_sizes: Callable[[Generation], LoadedModel] | None = None
+    """The same weights for the sizes that another `generation` section says; None where that takes a load.
+
+    Memory stays as it is until the `new_kv_cache` of what it returns is called, which first gives back what the runner
+    has. Raises `LoadError` when there is no room for such sizes.
+    """
 
 
 class Initializer(Protocol):
@@ -43,11 +48,15 @@ class Initializer(Protocol):
 
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
+    limits = engine_limits(entry, loaded)
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, new_kv_cache=loaded.new_kv_cache, limits=limits)
+
+
+def engine_limits(entry: RegistryEntry, loaded: LoadedModel) -> EngineLimits:
     generation = entry.model.generation
-    limits = EngineLimits(
+    return EngineLimits(
         max_model_len=loaded.max_model_len,
         max_batch_size=generation.max_batch_size,
         max_batch_tokens=generation.max_batch_tokens,
         max_input_tokens=generation.max_input_tokens,
     )
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, kv_cache=loaded.new_kv_cache(), limits=limits)

@@ -143,14 +143,28 @@ def build_loaded_model(
     if settings.torch_compile is not None:
         note = _compile(model, layers[0].device, runner, settings.torch_compile, generation, progress)
         check_against_own_attention(model, runner, expected)
-    return LoadedModel(
-        runner=runner,
-        sampler=TorchSampler(),
-        tokenizer=tokenizer,
-        max_model_len=max_model_len,
-        new_kv_cache=partial(PagedKVCache, num_kv_blocks, BLOCK_SIZE),
-        note=note,
-    )
+
+    def with_sizes(generation: Generation) -> LoadedModel:
+        sizes = _size_kv_cache(model, layers, generation, agree_on_blocks, num_held=runner.num_kv_blocks * BLOCK_SIZE)
+        return sized(*sizes)
+
+    def sized(max_model_len: int, num_kv_blocks: int) -> LoadedModel:
+        return LoadedModel(
+            runner=runner,
+            sampler=TorchSampler(),
+            tokenizer=tokenizer,
+            max_model_len=max_model_len,
+            new_kv_cache=partial(_new_kv_cache, runner, max_model_len, num_kv_blocks),
+            note=note,
+            with_sizes=None if settings.torch_compile is not None else with_sizes,
+        )
+
+    return sized(max_model_len, num_kv_blocks)
+
+
+def _new_kv_cache(runner: TransformersRunner, max_model_len: int, num_kv_blocks: int) -> PagedKVCache:
+    runner.resize(num_kv_blocks=num_kv_blocks, max_model_len=max_model_len)
+    return PagedKVCache(num_kv_blocks, BLOCK_SIZE)
 
 
 def _compile(
@@ -214,9 +228,14 @@ def _eos_token_ids(of_model: int | list[int] | None, of_tokenizer: int | None) -
 
 
 def _size_kv_cache(
-    model: Any, layers: Sequence[LayerShape], generation: Generation, agree_on_blocks: Callable[[int], int]
+    model: Any,
+    layers: Sequence[LayerShape],
+    generation: Generation,
+    agree_on_blocks: Callable[[int], int],
+    *,
+    num_held: int = 0,
 ) -> tuple[int, int]:
-    """Context length and number of KV blocks."""
+    """Context length and number of KV blocks; `num_held` tokens that have memory now will have given it back."""
     config = model.config.get_text_config()
     context = min(generation.max_model_len or math.inf, getattr(config, "max_position_embeddings", None) or math.inf)
     if math.isinf(context):
@@ -225,7 +244,7 @@ def _size_kv_cache(
         num_kv_blocks = -(-generation.kv_cache_tokens // BLOCK_SIZE)
     else:
         wished = -(-int(context) // BLOCK_SIZE) * generation.max_batch_size
-        num_kv_blocks = agree_on_blocks(min(wished, _tokens_in_memory(layers) // BLOCK_SIZE))
+        num_kv_blocks = agree_on_blocks(min(wished, _tokens_in_memory(layers, num_held) // BLOCK_SIZE))
     capacity = num_kv_blocks * BLOCK_SIZE
     needed = context if generation.max_model_len else BLOCK_SIZE
     if capacity < needed:
@@ -238,18 +257,18 @@ def _size_kv_cache(
     return int(min(context, capacity)), num_kv_blocks
 
 
-def _tokens_in_memory(layers: Sequence[LayerShape]) -> int:
+def _tokens_in_memory(layers: Sequence[LayerShape], num_held: int) -> int:
     """Tokens whose keys and values fit on every device, each holding those of its own layers."""
     token_bytes: dict[torch.device, int] = {}
     for layer in layers:
         token_bytes[layer.device] = token_bytes.get(layer.device, 0) + layer.token_bytes
-    return min(_free_bytes(device) // size for device, size in token_bytes.items())
+    return min(_free_bytes(device, num_held * size) // size for device, size in token_bytes.items())
 
 
-def _free_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device, num_held: int) -> int:
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available * HOST_KV_SHARE)
+        return int((psutil.virtual_memory().available + num_held) * HOST_KV_SHARE)
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_allocated(device)
-    return int(min(free + unused, allowed) * GPU_KV_SHARE)
+    return int((min(free + unused, allowed) + num_held) * GPU_KV_SHARE)

@@ -94,6 +94,7 @@ class DeepSpeedInitializer:
             progress,
             agree_on_blocks=lambda num_blocks: _smallest(num_blocks, device, process_group),
         )
+        loaded = replace(loaded, with_sizes=None)  # all ranks would have to agree on when, and on what fits
         if settings.use_kernel:
             loaded = replace(loaded, note="; ".join(part for part in (KERNELS_NOTE, loaded.note) if part))
         if not isinstance(self._group, LeaderGroup):

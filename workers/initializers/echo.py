@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from model_registry.schema import Echo, RegistryEntry
+from model_registry.schema import Echo, Generation, RegistryEntry
 from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import LoadError
@@ -25,20 +25,29 @@ class EchoInitializer:
         if settings.load_time_s:
             progress(f"pretending to load for {settings.load_time_s:g} s")
             time.sleep(settings.load_time_s)
-        generation = entry.model.generation
-        num_kv_blocks = (generation.kv_cache_tokens or CAPACITY_TOKENS) // BLOCK_SIZE
-        capacity = num_kv_blocks * BLOCK_SIZE
-        wanted = min(generation.max_model_len or BLOCK_SIZE, MAX_MODEL_LEN)
-        if capacity < wanted:
-            raise LoadError(
-                f"the KV cache has room for {capacity} tokens, fewer than generation.max_model_len ({wanted}); lower "
-                "it, or raise generation.kv_cache_tokens"
-            )
-        max_model_len = min(generation.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN, capacity)
-        return LoadedModel(
-            runner=EchoRunner(num_kv_blocks, settings.step_time_s),
-            sampler=EchoSampler(),
-            tokenizer=ByteTokenizer(),
-            max_model_len=max_model_len,
-            new_kv_cache=partial(PagedKVCache, num_kv_blocks, BLOCK_SIZE),
+        return _sized(EchoRunner(0, settings.step_time_s), entry.model.generation)
+
+
+def _sized(runner: EchoRunner, generation: Generation) -> LoadedModel:
+    num_kv_blocks = (generation.kv_cache_tokens or CAPACITY_TOKENS) // BLOCK_SIZE
+    capacity = num_kv_blocks * BLOCK_SIZE
+    wanted = min(generation.max_model_len or BLOCK_SIZE, MAX_MODEL_LEN)
+    if capacity < wanted:
+        raise LoadError(
+            f"the KV cache has room for {capacity} tokens, fewer than generation.max_model_len ({wanted}); lower "
+            "it, or raise generation.kv_cache_tokens"
         )
+    max_model_len = min(generation.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN, capacity)
+    return LoadedModel(
+        runner=runner,
+        sampler=EchoSampler(),
+        tokenizer=ByteTokenizer(),
+        max_model_len=max_model_len,
+        new_kv_cache=partial(_new_kv_cache, runner, num_kv_blocks),
+        with_sizes=partial(_sized, runner),
+    )
+
+
+def _new_kv_cache(runner: EchoRunner, num_kv_blocks: int) -> PagedKVCache:
+    runner.resize(num_kv_blocks)
+    return PagedKVCache(num_kv_blocks, BLOCK_SIZE)

@@ -22,7 +22,7 @@ from workers.errors import LoadError
 from workers.initializers.base import LoadedModel, Progress
 from workers.initializers.llama_log import first_error, redirect_log
 from workers.initializers.llama_parameters import KEY, LlamaParameters, parse_parameters
-from workers.runners.llama_cpp import LlamaCppRunner
+from workers.runners.llama_cpp import ContextSizes, LlamaCppRunner
 from workers.runners.llama_library import has_amx, llama_cpp
 from workers.runners.llama_model import LlamaModel
 from workers.runners.llama_tokenizer import LlamaCppTokenizer
@@ -51,8 +51,7 @@ class LlamaCppInitializer:
         settings = entry.model.initialization.initializer
         if not isinstance(settings, LlamaCpp):
             raise TypeError(f"LlamaCppInitializer cannot load {settings.type}")
-        parameters = parse_parameters(settings.model_init_kwargs)
-        _check_against_entry(parameters, entry)
+        parameters = _parameters_for(entry, settings)
         # Sampling is a moment between two steps; more threads would wait for llama.cpp's own, which are still spinning.
         torch.set_num_threads(1)
         redirect_log(verbose=parameters.verbose)
@@ -61,11 +60,31 @@ class LlamaCppInitializer:
         if parameters.numa:
             llama_cpp.llama_numa_init(parameters.numa)
         model = _load_model(path, parameters, progress)
-        return _wrap(model, parameters, entry.model.generation, progress)
+        runner, tokenizer = LlamaCppRunner(model), LlamaCppTokenizer(model)
+
+        def with_sizes(generation: Generation) -> LoadedModel:
+            sized = entry.model_copy(update={"model": entry.model.model_copy(update={"generation": generation})})
+            parameters = _parameters_for(sized, settings)
+            max_model_len, sizes = _sizes(model, parameters, generation, held=runner.sizes)
+            return LoadedModel(
+                runner=runner,
+                sampler=TorchSampler(),
+                tokenizer=tokenizer,
+                max_model_len=max_model_len,
+                new_kv_cache=partial(_new_kv_cache, model, runner, sizes, parameters),
+                with_sizes=with_sizes,
+            )
+
+        loaded = with_sizes(entry.model.generation)
+        loaded.new_kv_cache()
+        progress("warming up")
+        _warm_up(runner)
+        return loaded
 
 
-def _check_against_entry(parameters: LlamaParameters, entry: RegistryEntry) -> None:
-    """Settle what other keys of the registry decide too. Raises `LoadError` where two of them contradict."""
+def _parameters_for(entry: RegistryEntry, settings: LlamaCpp) -> LlamaParameters:
+    """llama.cpp's parameters, with what other keys of the registry decide. Raises `LoadError` where two contradict."""
+    parameters = parse_parameters(settings.model_init_kwargs)
     generation, context = entry.model.generation, parameters.context
     if generation.max_batch_size > MAX_SLOTS:
         raise LoadError(
@@ -86,6 +105,7 @@ def _check_against_entry(parameters: LlamaParameters, entry: RegistryEntry) -> N
     context.setdefault("n_threads", num_threads)
     context.setdefault("n_threads_batch", num_threads)
     _check_gpus(parameters, entry.scaling.num_gpus_per_worker)
+    return parameters
 
 
 def _check_gpus(parameters: LlamaParameters, num_gpus: float) -> None:
@@ -132,36 +152,27 @@ def _progress_callback(progress: Progress) -> Any:
     return llama_cpp.llama_progress_callback(on_progress)
 
 
-def _wrap(model: LlamaModel, parameters: LlamaParameters, generation: Generation, progress: Progress) -> LoadedModel:
-    num_slots = min(2 * generation.max_batch_size, MAX_SLOTS)  # half of them to remember prefixes in
-    max_model_len, num_cells = _size_kv_cache(model, parameters, generation)
-    context = _new_context(model, parameters, num_slots=num_slots, num_cells=num_cells)
-    runner = LlamaCppRunner(model, context, max_batch_tokens=parameters.context["n_batch"])
-    progress("warming up")
-    _warm_up(runner)
-    return LoadedModel(
-        runner=runner,
-        sampler=TorchSampler(),
-        tokenizer=LlamaCppTokenizer(model),
-        max_model_len=max_model_len,
-        new_kv_cache=partial(SlotKVCache, num_slots, num_cells, window=model.window),
-    )
+def _new_kv_cache(
+    model: LlamaModel, runner: LlamaCppRunner, sizes: ContextSizes, parameters: LlamaParameters
+) -> SlotKVCache:
+    runner.resize(sizes, partial(_new_context, model, parameters))
+    return SlotKVCache(sizes.num_slots, sizes.num_cells, window=model.window)
 
 
-def _new_context(model: LlamaModel, parameters: LlamaParameters, *, num_slots: int, num_cells: int) -> int:
+def _new_context(model: LlamaModel, parameters: LlamaParameters, sizes: ContextSizes) -> int:
     native = llama_cpp.llama_context_default_params()
     _set_fields(native, parameters.context)
-    native.n_ctx = num_cells
+    native.n_ctx = sizes.num_cells
     if "n_ubatch" not in parameters.context and not parameters.model["n_gpu_layers"]:
         native.n_ubatch = EXACT_UBATCH
     native.n_ubatch = min(native.n_ubatch, native.n_batch)
-    native.n_seq_max = native.n_outputs_max = num_slots
+    native.n_seq_max = native.n_outputs_max = sizes.num_slots
     native.kv_unified = True
     native.swa_full = True
     context: int | None = llama_cpp.llama_init_from_model(model.pointer, native)
     if not context:
         raise LoadError(
-            f"llama.cpp cannot make a context of {num_cells} KV cells: {first_error()}; "
+            f"llama.cpp cannot make a context of {sizes.num_cells} KV cells: {first_error()}; "
             f"check {KEY}, or lower generation.kv_cache_tokens"
         )
     return context
@@ -172,29 +183,34 @@ def _set_fields(native: Any, values: dict[str, Any]) -> None:
         setattr(native, name, value)
 
 
-def _size_kv_cache(model: LlamaModel, parameters: LlamaParameters, generation: Generation) -> tuple[int, int]:
-    """Context length and number of KV cells."""
+def _sizes(
+    model: LlamaModel, parameters: LlamaParameters, generation: Generation, *, held: ContextSizes | None
+) -> tuple[int, ContextSizes]:
+    """Context length of one sequence, and the sizes for all; the `held` ones will have been given back."""
+    num_held = 0 if held is None else held.num_cells
     given: int | None = parameters.context.get("n_ctx")
     own = math.inf if parameters.changes_rope and (generation.max_model_len or given) else model.context_length
     context = int(min(generation.max_model_len or math.inf, own, given or math.inf))
-    num_cells = given or min(context * generation.max_batch_size, _tokens_in_memory(model, parameters))
+    num_cells = given or min(context * generation.max_batch_size, _tokens_in_memory(model, parameters, num_held))
     if num_cells < (generation.max_model_len or 1):
         raise LoadError(
             f"the KV cache has room for {num_cells} tokens, fewer than generation.max_model_len "
             f"({generation.max_model_len}); lower it, or raise generation.kv_cache_tokens or the memory"
         )
-    return min(context, num_cells), num_cells
+    num_slots = min(2 * generation.max_batch_size, MAX_SLOTS)  # half of them to remember prefixes in
+    n_batch = parameters.context["n_batch"]
+    return min(context, num_cells), ContextSizes(num_slots=num_slots, num_cells=num_cells, max_batch_tokens=n_batch)
 
 
-def _tokens_in_memory(model: LlamaModel, parameters: LlamaParameters) -> int:
+def _tokens_in_memory(model: LlamaModel, parameters: LlamaParameters, num_held: int) -> int:
     types = (parameters.context.get(name, _F16) for name in ("type_k", "type_v"))
     token_bytes = model.kv_values_per_token() * sum(_BYTES_PER_VALUE[kv_type] for kv_type in types)
     on_gpu = parameters.model["n_gpu_layers"] and parameters.context.get("offload_kqv", True)
     if on_gpu and torch.cuda.is_available():
-        num_bytes = GPU_KV_SHARE * torch.cuda.mem_get_info()[0]
+        share, free = GPU_KV_SHARE, torch.cuda.mem_get_info()[0]
     else:
-        num_bytes = HOST_KV_SHARE * psutil.virtual_memory().available
-    return int(num_bytes / token_bytes)
+        share, free = HOST_KV_SHARE, psutil.virtual_memory().available
+    return int(share * (free / token_bytes + num_held))
 
 
 def _warm_up(runner: LlamaCppRunner) -> None:

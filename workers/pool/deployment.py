@@ -110,6 +110,11 @@ class Deployment:
         return frozenset(slot.replica.replica_id for slot in self._slots if slot.replica.is_serving)
 
     @property
+    def serves_current(self) -> bool:
+        """Whether a replica of what is wanted takes requests."""
+        return any(slot.replica.is_serving and self._is_current(slot) for slot in self._slots)
+
+    @property
     def placement(self) -> Placement:
         """What one more replica reserves."""
         return placement_for(self.model.entry)
@@ -244,7 +249,7 @@ class Deployment:
         if self._is_stopped:
             return
         slots = tuple(self._slots)
-        if any(slot.replica.is_serving and self._is_current(slot) for slot in slots):
+        if self.serves_current:
             self._awaits_successor = False
         wanted = plan(
             [self._candidate(slot) for slot in slots],

@@ -154,7 +154,7 @@ class PoolManager:
         models = self._wanted
         changes = {entry.model_id: self._change_of(entry) for entry in added}
         for entry in added:
-            models[entry.model_id] = self._changed_model(entry)
+            models[entry.model_id] = self._changed_model(entry, changes[entry.model_id])
         gone = set(removed) & set(models)
         kept = tuple(model for model_id, model in models.items() if model_id not in gone)
         state = replace(self._state, models=kept, options=options or self._state.options)
@@ -181,16 +181,21 @@ class PoolManager:
     def _change_of(self, entry: RegistryEntry) -> Change | None:
         """What the entry changes of a deployed model; None when it is a new one."""
         known = self._wanted.get(entry.model_id)
-        return None if known is None else change_between(known.entry, entry)
-
-    def _changed_model(self, entry: RegistryEntry) -> WantedModel:
-        known = self._wanted.get(entry.model_id)
         if known is None:
+            return None
+        change = change_between(known.entry, entry)
+        if change is Change.SIZES and not self._deployments[entry.model_id].serves_current:
+            return Change.REPLICAS  # those that load, or cannot be loaded, have nothing that is worth keeping
+        return change
+
+    def _changed_model(self, entry: RegistryEntry, change: Change | None) -> WantedModel:
+        if change is None:
             return WantedModel(revisions=(_new_revision(entry),), created=int(time.time()))
-        match change_between(known.entry, entry):
+        known = self._wanted[entry.model_id]
+        match change:
             case Change.NONE:
                 return known
-            case Change.SETTINGS:
+            case Change.SETTINGS | Change.SIZES:
                 return replace(known, revisions=(*known.revisions[:-1], replace(known.current, entry=entry)))
             case Change.REPLICAS:
                 living = self._deployments[entry.model_id].living_revisions

@@ -283,7 +283,9 @@ class Replica:
                 if changed in done:
                     await self._configure(worker)
                     changed = asyncio.ensure_future(self._entry_changed.wait())
-                self._check_progress(await self._bounded(worker.report(None, 0.0), "it does not answer"))
+                report = await self._bounded(worker.report(None, 0.0), "it does not answer")
+                self._note_sizes(report)
+                self._check_progress(report)
         finally:
             stopped.cancel()
             changed.cancel()
@@ -300,6 +302,13 @@ class Replica:
         while not await worker.wait_until_stopped(WATCH_S):
             pass
         raise ReplicaFailedError("it was stopped")
+
+    def _note_sizes(self, report: WorkerReport) -> None:
+        """A changed file may have given it other sizes, at once or after the requests that needed the earlier ones."""
+        if report.max_model_len != self.max_model_len:
+            self.max_model_len = report.max_model_len
+            self._on_change()
+        self._tell(report.detail)
 
     def _check_progress(self, report: WorkerReport) -> None:
         """Health is progress: an engine with work must step, however long each step takes up to the limit."""

@@ -62,7 +62,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     replaced: tuple[str, ...] = ()
     """New replicas take the place of those that live."""
     reconfigured: tuple[str, ...] = ()
-    """Only settings changed, which took effect at once."""
+    """Only settings or sizes changed, which living replicas take over."""
     removed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
 
@@ -70,13 +70,13 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, changes: Mapping[str, Change | None], removed: Iterable[str]) -> Self:
         """From what each given entry changed, None for a new model."""
 
-        def those(change: Change | None) -> tuple[str, ...]:
-            return tuple(model_id for model_id, one in changes.items() if one is change)
+        def those(*wanted: Change | None) -> tuple[str, ...]:
+            return tuple(model_id for model_id, one in changes.items() if one in wanted)
 
         return cls(
             added=those(None),
             replaced=those(Change.REPLICAS),
-            reconfigured=those(Change.SETTINGS),
+            reconfigured=those(Change.SETTINGS, Change.SIZES),
             unchanged=those(Change.NONE),
             removed=tuple(sorted(removed)),
         )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,44 @@ _REASONS = {
 """What `llama_decode` returns when it does not succeed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSizes:
+    """What a `llama_context` is made for."""
+
+    num_slots: int
+    num_cells: int
+    max_batch_tokens: int
+
+
+NewContext = Callable[[ContextSizes], int]
+"""Makes a `llama_context *`, which is the caller's to free."""
+
+
 class LlamaCppRunner:
     """A llama.cpp context together with its KV cells."""
 
-    def __init__(self, model: LlamaModel, context: int, *, max_batch_tokens: int) -> None:
-        """Takes over `context`, a `llama_context *` whose `n_batch` is `max_batch_tokens` or more."""
-        self._context: Any = context
-        # The finalizer's reference keeps the model alive until its context is gone.
-        weakref.finalize(self, _free, context, model).atexit = False
-        self._memory: Any = llama_cpp.llama_get_memory(context)
+    def __init__(self, model: LlamaModel) -> None:
+        """Without a context, which `resize` gives it."""
+        self._model = model
         self._vocab_size = model.vocab_size
         self._window = model.window
-        self._batch = _Batch(max_batch_tokens)
+        self.sizes: ContextSizes | None = None
+        self._finalizer: weakref.finalize[..., LlamaCppRunner] | None = None
+
+    def resize(self, sizes: ContextSizes, new_context: NewContext) -> None:
+        """Have a context of these sizes, whose content is nothing; another one is given back first."""
+        if sizes == self.sizes:
+            return
+        if self._finalizer is not None:
+            self._finalizer()
+        self.sizes = None
+        self._context: Any = new_context(sizes)
+        # The finalizer's reference keeps the model alive until its context is gone.
+        self._finalizer = weakref.finalize(self, _free, self._context, self._model)
+        self._finalizer.atexit = False
+        self._memory: Any = llama_cpp.llama_get_memory(self._context)
+        self._batch = _Batch(sizes.max_batch_tokens)
+        self.sizes = sizes
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:

@@ -61,10 +61,11 @@ class TransformersRunner:
     ) -> None:
         """`layers` as `measure_layers` found them."""
         self._forward = forward
-        self._num_kv_blocks = num_kv_blocks
-        self._max_model_len = max_model_len
-        self._layers = [_layer_cache(shape, num_kv_blocks) for shape in layers]
-        self._layouts = {cache.layout for cache in self._layers}
+        self._shapes = layers
+        self._layers: list[attention.LayerCache] = []
+        self.num_kv_blocks = 0
+        """Of `BLOCK_SIZE` tokens."""
+        self.resize(num_kv_blocks=num_kv_blocks, max_model_len=max_model_len)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
@@ -77,13 +78,24 @@ class TransformersRunner:
         wanted = [place[index] for index, chunk in enumerate(plan.chunks) if chunk.wants_logits]
         return logits[wanted].float()
 
+    def resize(self, *, num_kv_blocks: int, max_model_len: int) -> None:
+        """Have a KV cache of so many blocks, whose content is nothing; another one is given back first."""
+        self._max_model_len = max_model_len
+        if num_kv_blocks == self.num_kv_blocks:
+            return
+        self.num_kv_blocks = 0
+        self._layers.clear()
+        self._layers.extend(_layer_cache(shape, num_kv_blocks) for shape in self._shapes)
+        self._layouts = {cache.layout for cache in self._layers}
+        self.num_kv_blocks = num_kv_blocks
+
     def use(self, forward: Forward) -> None:
         """Run the same model another way from now on; the KV cache stays."""
         self._forward = forward
 
     def warm_up(self, num_tokens: int) -> None:
         """Run a step of so many tokens of no sequence, as far as the KV cache holds them."""
-        num_tokens = min(num_tokens, self._num_kv_blocks * BLOCK_SIZE)
+        num_tokens = min(num_tokens, self.num_kv_blocks * BLOCK_SIZE)
         block_ids = range(-(-num_tokens // BLOCK_SIZE))
         self.run(StepPlan([Chunk([0] * num_tokens, 0, block_ids, wants_logits=True)]))
 

@@ -32,7 +32,7 @@ from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sampler import SampledToken
 from workers.engine.sequence import Sequence
-from workers.errors import DeviceLostError
+from workers.errors import DeviceLostError, LoadError
 
 MakeEngine = Callable[..., Engine]
 
@@ -57,7 +57,7 @@ def make_engine(
         runner or EchoRunner(num_kv_blocks),
         sampler or EchoSampler(),
         ByteTokenizer(),
-        kv_cache=PagedKVCache(num_kv_blocks, BLOCK_SIZE),
+        new_kv_cache=lambda: PagedKVCache(num_kv_blocks, BLOCK_SIZE),
         limits=limits,
     )
 
@@ -397,3 +397,111 @@ def test_random_load_with_aborts_answers_everything_exactly_once() -> None:
     assert len(finished) > 100
     assert all(expected[request_id] == text for request_id, text in finished.items())
     assert engine.status().kv_cache_usage == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_other_sizes_between_two_steps_change_no_answer(seed: int) -> None:
+    """Batch, steps and KV memory grow and shrink at random while requests run and wait."""
+    choose = random.Random(seed)
+    runner = EchoRunner(64)
+    engine = make_engine(runner=runner, max_batch_size=choose.randint(1, 8))
+    texts = {str(number): "".join(choose.choices("abc ü", k=choose.randint(1, 60))) for number in range(12)}
+    outputs: dict[str, SequenceOutput] = {}
+    unsubmitted = list(texts)
+    while unsubmitted or engine.has_work:
+        if unsubmitted and choose.random() < 0.3:
+            request_id = unsubmitted.pop()
+            submit(engine, request_id, texts[request_id])
+        if choose.random() < 0.2:
+            resize(engine, runner, num_kv_blocks=choose.randint(16, 64), max_batch_size=choose.randint(1, 8))
+        for output in engine.step():
+            known = outputs.get(output.request_id)
+            outputs[output.request_id] = known.followed_by(output) if known else output
+    assert {request_id: output.text for request_id, output in outputs.items()} == texts
+    assert {output.finish_reason for output in outputs.values()} == {FinishReason.STOP}
+    assert engine.status().kv_cache_usage == 0
+
+
+def resize(
+    engine: Engine, runner: EchoRunner, *, num_kv_blocks: int = 64, max_model_len: int = 256, max_batch_size: int = 8
+) -> None:
+    def new_kv_cache() -> PagedKVCache:
+        runner.resize(num_kv_blocks)
+        return PagedKVCache(num_kv_blocks, BLOCK_SIZE)
+
+    limits = EngineLimits(max_model_len=max_model_len, max_batch_size=max_batch_size, max_batch_tokens=32)
+    engine.resize(new_kv_cache, limits)
+
+
+def test_a_larger_batch_runs_in_the_next_step_and_a_smaller_one_puts_sequences_off() -> None:
+    runner = EchoRunner(64)
+    engine = make_engine(runner=runner, max_batch_size=1)
+    for number in range(6):
+        submit(engine, str(number), "abcabc")
+    engine.step()
+    resize(engine, runner, max_batch_size=4)
+    engine.step()
+    assert (engine.status().num_running, engine.status().num_waiting) == (4, 2)
+    resize(engine, runner, max_batch_size=2)
+    engine.step()
+    assert (engine.status().num_running, engine.status().num_waiting) == (2, 4)
+    drain(engine)
+
+
+def test_a_shorter_context_waits_for_those_that_were_promised_more_but_holds_at_once_for_new_ones() -> None:
+    runner = EchoRunner(64)
+    engine = make_engine(runner=runner)
+    submit(engine, "long", "x" * 99, max_tokens=100)
+    shorter = EngineLimits(max_model_len=64, max_batch_size=8, max_batch_tokens=64)
+    prepared = engine.prepare(request("prepared", "y" * 80, max_tokens=10))
+    engine.expect(shorter)
+    with pytest.raises(RequestFaultError, match="maximum context length is 64 tokens"):
+        engine.prepare(request("new", "y" * 80))
+    with pytest.raises(RequestFaultError, match="maximum context length is 64 tokens"):
+        engine.submit(prepared)
+    submit(engine, "short", "z" * 10)
+    assert not engine.fits(shorter)
+    assert drain(engine)["long"].text == "x" * 99
+    assert engine.fits(shorter)
+    resize(engine, runner, max_model_len=64, num_kv_blocks=4)
+    submit(engine, "fits", "z" * 30)
+    assert drain(engine)["fits"].text == "z" * 30
+    resize(engine, runner, max_model_len=256)
+    submit(engine, "long again", "x" * 99, max_tokens=100)
+    assert drain(engine)["long again"].text == "x" * 99
+
+
+def test_a_default_length_fills_the_context_of_the_day_it_is_submitted() -> None:
+    runner = EchoRunner(64)
+    engine = make_engine(runner=runner, max_model_len=64)
+    sequence = engine.prepare(request("default", "ab", ignore_eos=True))
+    resize(engine, runner, max_model_len=128)
+    engine.submit(sequence)
+    assert len(drain(engine)["default"].token_ids) == 128 - len("ab ")
+
+
+def test_sizes_that_cannot_be_had_leave_the_engine_as_it_was() -> None:
+    engine = make_engine()
+    submit(engine, "runs", "hello world")
+    engine.step()
+    limits = EngineLimits(max_model_len=32, max_batch_size=1, max_batch_tokens=64)
+    engine.expect(limits)
+
+    def no_memory() -> PagedKVCache:
+        raise MemoryError("out of memory\nand more")
+
+    with pytest.raises(LoadError, match=r"^out of memory$"):
+        engine.resize(no_memory, limits)
+    assert engine.limits.max_model_len == 256
+    submit(engine, "long", "x" * 99)
+    assert {output.text for output in drain(engine).values()} == {"ello world", "x" * 99}
+
+
+def test_a_device_that_is_lost_meanwhile_ends_the_engine() -> None:
+    engine = make_engine()
+
+    def lost() -> PagedKVCache:
+        raise DeviceLostError("gone")
+
+    with pytest.raises(DeviceLostError):
+        engine.resize(lost, engine.limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,7 @@ from workers.engine.loop import EngineLoop
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sequence import Sequence
+from workers.errors import LoadError
 
 WAIT_S = 10
 
@@ -33,7 +35,7 @@ def make_engine(runner: EchoRunner | None = None) -> Engine:
         runner or EchoRunner(64, step_time_s=0.001),
         EchoSampler(),
         ByteTokenizer(),
-        kv_cache=PagedKVCache(64, BLOCK_SIZE),
+        new_kv_cache=lambda: PagedKVCache(64, BLOCK_SIZE),
         limits=limits,
     )
 
@@ -159,3 +161,54 @@ def test_stopping_ends_the_thread_in_the_middle_of_work() -> None:
     loop.submit([request("endless", "abc", ignore_eos=True)])
     loop.stop(WAIT_S)
     assert "engine" not in {thread.name for thread in threading.enumerate()}
+
+
+class Done:
+    """Told how a change of sizes went."""
+
+    def __init__(self) -> None:
+        self.errors: queue.Queue[LoadError | None] = queue.Queue()
+
+    def __call__(self, error: LoadError | None) -> None:
+        self.errors.put(error)
+
+
+def new_kv_cache() -> PagedKVCache:
+    return PagedKVCache(64, BLOCK_SIZE)
+
+
+def test_other_sizes_are_taken_at_once_while_nothing_runs(loop: EngineLoop, reader: Reader) -> None:
+    done = Done()
+    loop.resize(new_kv_cache, EngineLimits(max_model_len=16, max_batch_size=1, max_batch_tokens=64), done)
+    assert done.errors.get(timeout=WAIT_S) is None
+    loop.submit([request("long", "x" * 20), request("short", "abc")])
+    assert reader.until_final("long").fault is not None
+    assert reader.until_final("short").text == "abc"
+
+
+def test_other_sizes_wait_for_a_sequence_that_needs_the_present_ones(loop: EngineLoop, reader: Reader) -> None:
+    loop.submit([request("long", "x" * 99)])
+    while not loop.status().num_running:
+        time.sleep(0.001)
+    replaced, done = Done(), Done()
+    loop.resize(new_kv_cache, EngineLimits(max_model_len=16, max_batch_size=1, max_batch_tokens=64), replaced)
+    loop.resize(new_kv_cache, EngineLimits(max_model_len=32, max_batch_size=1, max_batch_tokens=64), done)
+    loop.submit([request("refused", "x" * 50)])
+    refused = reader.until_final("refused").fault
+    assert refused is not None
+    assert "maximum context length is 32 tokens" in refused.message
+    assert done.errors.empty(), "it still runs"
+    assert reader.until_final("long").text == "x" * 99
+    assert done.errors.get(timeout=WAIT_S) is None
+    assert replaced.errors.empty()
+
+
+def test_sizes_that_cannot_be_had_are_told_and_the_loop_goes_on(loop: EngineLoop, reader: Reader) -> None:
+    def no_memory() -> PagedKVCache:
+        raise MemoryError("no room")
+
+    done = Done()
+    loop.resize(no_memory, EngineLimits(max_model_len=16, max_batch_size=1, max_batch_tokens=64), done)
+    assert str(done.errors.get(timeout=WAIT_S)) == "no room"
+    loop.submit([request("long", "x" * 99)])
+    assert reader.until_final("long").text == "x" * 99

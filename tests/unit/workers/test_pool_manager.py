@@ -51,6 +51,8 @@ class FakeDeployment:
     """Notes nothing, runs nothing; its removal waits for `released`, or fails."""
 
     lacks_room = False
+    serves_current = True
+    living_revisions = ()
     num_decisions = 0
     undecided = ""
     """Id of a model about which every decision fails."""
@@ -62,6 +64,8 @@ class FakeDeployment:
         self.model_id = model.model_id
 
     def start(self, adopted: object = ()) -> None: ...
+
+    def update(self, model: WantedModel) -> None: ...
 
     def follow(self, scaler: object, now: float) -> None:
         self.num_decisions += 1
@@ -152,3 +156,22 @@ async def test_a_decision_that_fails_stops_neither_the_next_nor_those_about_othe
     await asyncio.sleep(0.05)
     decided = [deployment.num_decisions for deployment in manager._deployments.values()]  # type: ignore[attr-defined]
     assert min(decided) > 2
+
+
+@pytest.mark.parametrize("serves_current", [True, False])
+async def test_sizes_change_in_replicas_that_serve_and_others_are_made_anew(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, serves_current: bool
+) -> None:
+    monkeypatch.setattr(FakeDeployment, "serves_current", serves_current)
+    manager = PoolManager()
+    await manager.add([ENTRY])
+    before = cluster.state
+    model = {**ENTRY.model_dump(by_alias=True)["model_config"], "generation": {"max_batch_size": 3}}
+    larger = RegistryEntry.model_validate({"model_config": model})
+    applied = await manager.add([larger])
+    assert (applied.reconfigured, applied.replaced) == ((("a/b",), ()) if serves_current else ((), ("a/b",)))
+    assert before is not None
+    assert cluster.state is not None
+    (old,), (new,) = before.models, cluster.state.models
+    assert new.entry == larger
+    assert (new.current.revision_id == old.current.revision_id) is serves_current

@@ -40,6 +40,8 @@ class FakeWorker:
         self.status = WorkerStatus()
         self.phase = WorkerPhase.LOADING
         self.fetched_bytes = 0
+        self.note = "runs eagerly"
+        self.max_model_len = 128
 
     async def start(self) -> str:
         await self.loaded.wait()
@@ -51,13 +53,13 @@ class FakeWorker:
         await self.alive.wait()
         if seen is not None:
             await asyncio.sleep(timeout_s)
-        detail = "runs eagerly" if self.loaded.is_set() else "fetching"
+        detail = self.note if self.loaded.is_set() else "fetching"
         return WorkerReport(
             version=1,
             phase=self.phase,
             detail=detail,
             pid=42,
-            max_model_len=128,
+            max_model_len=self.max_model_len,
             fetched_bytes=self.fetched_bytes,
             status=self.status,
         )
@@ -145,6 +147,15 @@ async def test_a_replica_goes_from_pending_over_starting_to_ready_and_keeps_its_
         assert replica.view.fetched_bytes == 8
         assert replica.view.address == "127.0.0.1:1"
         assert (replica.max_model_len, replica.pid, replica.view.detail) == (128, 42, "runs eagerly")
+
+
+async def test_a_replica_that_serves_shows_its_workers_news_and_its_sizes_of_today() -> None:
+    host = FakeHost()
+    bring_up(host)
+    async with running(host) as (replica, _):
+        await until(lambda: state_of(replica) is ReplicaState.READY)
+        host.worker.note, host.worker.max_model_len = "serves with its earlier sizes: no room", 64
+        await until(lambda: (replica.max_model_len, replica.view.detail) == (64, host.worker.note))
 
 
 async def test_a_replica_without_a_place_says_why_for_as_long_as_it_takes() -> None:

@@ -322,7 +322,7 @@ def test_the_whole_engine_echoes_out_of_the_memory_also_when_cells_are_short_and
         MemoryRunner(num_cells),
         EchoSampler(),
         ByteTokenizer(),
-        kv_cache=SlotKVCache(num_slots, num_cells),
+        new_kv_cache=lambda: SlotKVCache(num_slots, num_cells),
         limits=EngineLimits(max_model_len=64, max_batch_size=3, max_batch_tokens=batch_tokens),
     )
     for number, prompt in enumerate(prompts):
