@@ -159,9 +159,9 @@ async def test_changed_sizes(pool: PoolClient, load: StreamLoad, rounds: int, no
     kept = []
     for number in range(RELOADS_PER_ROUND * rounds):
         applied = await pool.apply([served(**sizes[number % 2])], OPTIONS)
-        await asyncio.sleep(0.3)
-        model = (await pool.view()).models[0]
-        took_effect = applied.reconfigured == (MODEL,) and model.max_model_len == sizes[number % 2]["max_model_len"]
-        kept.append(took_effect and ids_of(model) == before and not load.failures)
+        wanted = sizes[number % 2]["max_model_len"]
+        after = await until(pool, lambda models, wanted=wanted: models[MODEL].max_model_len == wanted)  # type: ignore[misc]
+        is_in_place = applied.reconfigured == (MODEL,) and ids_of(after.models[0]) == before
+        kept.append(is_in_place and not load.failures)
     note("reload of sizes", sum(kept), len(kept), load.counts)
     assert all(kept), load.failures

@@ -92,7 +92,7 @@ class Deployment:
             entry=self._served.entry,
             created=self.model.created,
             replicas=tuple(slot.view for slot in slots),
-            max_model_len=lengths[0] if lengths else None,
+            max_model_len=min(lengths, default=None),
             num_wanted=self.target,
             num_outdated=sum(not self._is_current(slot) for slot in slots),
             may_wait=self._may_wait,

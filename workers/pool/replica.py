@@ -36,7 +36,8 @@ PLACEMENT_NEWS_S: Final = 2.0
 PROGRESS_WAIT_S: Final = 5.0
 PROGRESS_PAUSE_S: Final = 0.25
 """At least so long between two progress lines, so that a chatty load does not wake every gateway for each."""
-HEALTH_PERIOD_S: Final = 3.0
+HEALTH_PERIOD_S: Final = 2.0
+"""Between two looks at one that serves and has no news, which would be heard at once. Short, as `WATCH_S` is."""
 WATCH_S: Final = 2.0
 """One call that waits for the process's end, made anew while it lives. Short, because at SIGTERM Ray ends a process
 only after the calls in progress."""
@@ -273,22 +274,26 @@ class Replica:
         """Until it fails: its death is seen at once, a stuck process or engine by the next looks at it."""
         stopped = asyncio.ensure_future(self._until_stopped(worker))
         changed = asyncio.ensure_future(self._entry_changed.wait())
+        reported = asyncio.ensure_future(self._next_report(worker, None))
         try:
             while True:
-                done, _ = await asyncio.wait(
-                    {stopped, changed}, timeout=HEALTH_PERIOD_S, return_when=asyncio.FIRST_COMPLETED
-                )
+                done, _ = await asyncio.wait({stopped, changed, reported}, return_when=asyncio.FIRST_COMPLETED)
                 if stopped in done:
                     await stopped
                 if changed in done:
                     await self._configure(worker)
                     changed = asyncio.ensure_future(self._entry_changed.wait())
-                report = await self._bounded(worker.report(None, 0.0), "it does not answer")
-                self._note_sizes(report)
-                self._check_progress(report)
+                if reported in done:
+                    report = await reported
+                    self._note_sizes(report)
+                    self._check_progress(report)
+                    reported = asyncio.ensure_future(self._next_report(worker, report.version))
         finally:
-            stopped.cancel()
-            changed.cancel()
+            for waiting in (stopped, changed, reported):
+                waiting.cancel()
+
+    async def _next_report(self, worker: WorkerClient, seen: int | None) -> WorkerReport:
+        return await self._bounded(worker.report(seen, HEALTH_PERIOD_S), "it does not answer")
 
     async def _configure(self, worker: WorkerClient) -> None:
         """Give the worker the settings of today, and again when they changed meanwhile."""
