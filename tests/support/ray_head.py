@@ -38,6 +38,15 @@ class RayHead:
         return f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
+        head = (f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self._folder / 'ray'}")
+        self._start("--head", *head, f"--ray-client-server-port={free_port()}", "--num-cpus=2")
+        return self
+
+    def add_node(self, *options: str) -> None:
+        """One more node on this machine, that offers what `ray start` is told."""
+        self._start(f"--address={self.address}", *options)
+
+    def _start(self, *options: str) -> None:
         environment = {
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -46,26 +55,20 @@ class RayHead:
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(self._folder / "gcs"),
         }
-        ports = ("ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
         command = [
             str(Path(sys.executable).with_name("ray")),
             "start",
-            "--head",
-            f"--port={self.port}",
+            *options,
             "--node-ip-address=127.0.0.1",
-            "--num-cpus=2",
-            "--include-dashboard=false",
             "--object-store-memory=100000000",
             "--min-worker-port=0",
             "--max-worker-port=0",
-            f"--temp-dir={self._folder / 'ray'}",
-            *(f"--{name}={free_port()}" for name in ports),
+            *(f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")),
         ]
         started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S, check=False)
         if started.returncode:
             self.end()
             raise RuntimeError(f"Ray did not start:\n{started.stdout}\n{started.stderr}")
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end()

@@ -79,7 +79,7 @@ def lasting_obstacle(placement: Placement, nodes: Sequence[Node]) -> str | None:
     for piece in pieces:
         if obstacle := _obstacle_of(piece, nodes):
             return obstacle
-    num_nodes = len({node.name for piece in pieces for node in _nodes_that_fit(piece, nodes)})
+    num_nodes = sum(any(_fits(piece, node) for piece in pieces) for node in nodes)
     if placement.strategy == "STRICT_SPREAD" and num_nodes < len(pieces):
         return f"only {num_nodes} of the {len(pieces)} nodes it must spread over fit"
     return None
@@ -108,7 +108,11 @@ def _obstacle_of(bundle: Resources, nodes: Sequence[Node]) -> str | None:
 
 
 def _nodes_that_fit(bundle: Resources, nodes: Sequence[Node]) -> list[Node]:
-    return [node for node in nodes if all(node.resources.get(name, 0) >= amount for name, amount in bundle.items())]
+    return [node for node in nodes if _fits(bundle, node)]
+
+
+def _fits(bundle: Resources, node: Node) -> bool:
+    return all(node.resources.get(name, 0) >= amount for name, amount in bundle.items())
 
 
 def total_of(*parts: Resources) -> dict[str, float]:
