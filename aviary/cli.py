@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from aviary import ray_environment
-from aviary.errors import CommandError, UsageError
+from aviary.errors import INTERRUPTED_EXIT_CODE, CommandError, UsageError
 from gateway.settings import MAX_PROCESSES
 from model_registry.loader import RegistryError
 from workers.pool.errors import PoolError
@@ -27,7 +27,6 @@ Command = Callable[[argparse.Namespace], Awaitable[int]]
 
 LOG_LEVEL_VARIABLE: Final = "AVIARY_LOG_LEVEL"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-INTERRUPTED_EXIT_CODE: Final = 130
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EPILOG: Final = """\
 environment:

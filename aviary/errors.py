@@ -6,6 +6,11 @@ CommandError        1  what was asked for failed
 
 from __future__ import annotations
 
+from typing import Final
+
+INTERRUPTED_EXIT_CODE: Final = 130
+"""Of a command that Ctrl-C ended before it was done; as shells have it."""
+
 
 class CommandError(Exception):
     """What was asked for failed; the message is for people."""
