@@ -6,10 +6,11 @@ nor workers. A `ReplyShape` is what completions and chat completions differ in.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from msgspec import UNSET
@@ -45,6 +46,35 @@ class FinishedChoice:
     """Every one, where the request wants logprobs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a reply's choices come from sequences: those of the first prompt first."""
+
+    num_prompts: int = 1
+    num_sampled: int = 1
+    """Sequences of each prompt."""
+    num_choices: int = 1
+    """Of them, those that are shown: the likeliest ones where they are fewer."""
+
+    @property
+    def num_sequences(self) -> int:
+        return self.num_prompts * self.num_sampled
+
+    def choose(self, finished: Sequence[FinishedChoice]) -> Sequence[FinishedChoice]:
+        """The choices of all sequences, in order."""
+        if self.num_choices == self.num_sampled:
+            return finished
+        groups = [finished[start : start + self.num_sampled] for start in range(0, len(finished), self.num_sampled)]
+        best = (sorted(group, key=_mean_logprob, reverse=True)[: self.num_choices] for group in groups)
+        return [replace(one, index=index) for index, one in enumerate(one for group in best for one in group)]
+
+
+def _mean_logprob(choice: FinishedChoice) -> float:
+    """OpenAI's measure of the best: the log probability per token."""
+    logprobs = [token.logprobs.chosen.logprob for token in choice.tokens]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+
 class ReplyShape(Protocol):
     """How one endpoint says things. One per request: it carries the reply's id and time."""
 
@@ -65,20 +95,20 @@ class ReplyShape(Protocol):
 class Completion:
     """One reply being made from one output stream: read it either by `chunks` or by `whole`."""
 
-    def __init__(self, stream: OutputStream, shape: ReplyShape, num_choices: int, *, usage_chunk: bool) -> None:
+    def __init__(self, stream: OutputStream, shape: ReplyShape, layout: Layout, *, usage_chunk: bool) -> None:
         self.stream = stream
         self.finish_reason: FinishReason | None = None
         """Of the first choice, once it ended."""
         self._shape = shape
-        self._num_choices = num_choices
+        self._layout = layout
         self._usage_chunk = usage_chunk
         self._usages: dict[int, contract.Usage] = {}
-        self._trails = [TokenTrail() for _ in range(num_choices)]
+        self._trails = [TokenTrail() for _ in range(layout.num_sequences)]
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """OpenAI's chunks in order. Raises `ApiError` where the stream does."""
+        """OpenAI's chunks in order, of a layout that shows all sequences. Raises `ApiError` where the stream does."""
         await self.stream.started()
-        for chunk in self._shape.opening(self._num_choices):
+        for chunk in self._shape.opening(self._layout.num_sequences):
             yield chunk
         async for index, output in self.stream:
             self._note(index, output)
@@ -96,12 +126,12 @@ class Completion:
             self._note(index, output)
             earlier = outputs.get(index)
             outputs[index] = output if earlier is None else earlier.followed_by(output)
-        choices = [
+        finished = [
             FinishedChoice(index, output.text, output.finish_reason.value, self._trails[index].take())
             for index, output in sorted(outputs.items())
             if output.finish_reason is not None
         ]
-        return self._shape.whole(choices, self._total_usage())
+        return self._shape.whole(self._layout.choose(finished), self._total_usage())
 
     def _note(self, index: int, output: SequenceOutput) -> None:
         self._trails[index].add(output.logprobs)
@@ -111,14 +141,15 @@ class Completion:
             self.finish_reason = output.finish_reason
 
     def _total_usage(self) -> Usage:
-        """The prompt counts once, however many choices were made from it."""
-        first = self._usages[0]
+        """Each prompt counts once, however many sequences were made from it; all that was generated counts."""
+        firsts = [self._usages[index] for index in range(0, self._layout.num_sequences, self._layout.num_sampled)]
+        prompt = sum(usage.prompt_tokens for usage in firsts)
         generated = sum(usage.completion_tokens for usage in self._usages.values())
         return Usage(
-            prompt_tokens=first.prompt_tokens,
+            prompt_tokens=prompt,
             completion_tokens=generated,
-            total_tokens=first.prompt_tokens + generated,
-            prompt_tokens_details=PromptTokensDetails(first.cached_tokens),
+            total_tokens=prompt + generated,
+            prompt_tokens_details=PromptTokensDetails(sum(usage.cached_tokens for usage in firsts)),
         )
 
 
@@ -129,6 +160,8 @@ class TextShape:
     model: str
     no_usage: MaybeUsage = UNSET
     """What chunks before the usage say about it: null when it will come, else nothing."""
+    shows_logprobs: bool = True
+    """False where the tokens' logprobs were only wanted for a choice among sequences."""
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -149,7 +182,7 @@ class TextShape:
             TextChoice(
                 index=one.index,
                 text=one.text,
-                logprobs=text_logprobs(one.tokens),
+                logprobs=text_logprobs(one.tokens) if self.shows_logprobs else None,
                 finish_reason=one.finish_reason,
             )
             for one in choices

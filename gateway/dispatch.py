@@ -126,13 +126,13 @@ class Dispatcher:
     # Requests
 
     def submit(self, submission: Submission) -> OutputStream:
-        """Queues one sequence per choice, all or none. Raises `ApiError`; whoever gets the stream must close it."""
+        """Queues all its sequences, or none. Raises `ApiError`; whoever gets the stream must close it."""
         if self.is_draining:
             raise DrainingError
         lane = self._lane(submission.model_id)
         now = time.monotonic()
-        lane.admit(len(submission.sampling), now)
-        stream = OutputStream(len(submission.sampling), on_close=lambda: self._end_job(job))
+        lane.admit(submission, now)
+        stream = OutputStream(submission.num_sequences, on_close=lambda: self._end_job(job))
         job = _Job(stream, lane)
         loop = asyncio.get_running_loop()
         job.tickets = _tickets(submission, stream, now)
@@ -229,7 +229,7 @@ class Dispatcher:
         ticket.last_output_at = now
         ticket.num_generated_tokens += len(output.token_ids)
         self._metrics.tokens(model_id, len(output.token_ids))
-        if output.usage is not None and ticket.index == 0:
+        if output.usage is not None and ticket.is_first_of_prompt:
             self._metrics.prompt(model_id, output.usage)
         if output.timing is not None:
             self._metrics.timing(model_id, ticket.sent_at - ticket.admitted_at, output.timing)
@@ -438,22 +438,26 @@ def _is_ready(replica: ReplicaView) -> bool:
 
 def _tickets(submission: Submission, stream: OutputStream, now: float) -> list[Ticket]:
     name = uuid.uuid4().hex
-    requests = [
-        GenerationRequest(request_id=f"{name}-{index}", prompt=submission.prompt, sampling=sampling)
-        for index, sampling in enumerate(submission.sampling)
-    ]
-    num_bytes = _size_on_channel(requests[0], submission)
-    return [
-        Ticket(
-            base=request,
-            index=index,
-            submission=submission,
-            stream=stream,
-            num_bytes=num_bytes,
-            admitted_at=now,
-        )
-        for index, request in enumerate(requests)
-    ]
+    tickets: list[Ticket] = []
+    for prompt in submission.prompts:
+        first = len(tickets)
+        requests = [
+            GenerationRequest(request_id=f"{name}-{index}", prompt=prompt, sampling=sampling)
+            for index, sampling in enumerate(submission.sampling, start=first)
+        ]
+        num_bytes = _size_on_channel(requests[0], submission)
+        tickets += [
+            Ticket(
+                base=request,
+                index=index,
+                submission=submission,
+                stream=stream,
+                num_bytes=num_bytes,
+                admitted_at=now,
+            )
+            for index, request in enumerate(requests, start=first)
+        ]
+    return tickets
 
 
 def _size_on_channel(request: GenerationRequest, submission: Submission) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.completions import Completion, ReplyShape
+from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError, ServerError
 from gateway.metrics import Metrics, RequestRecord
@@ -51,8 +51,9 @@ T = TypeVar("T")
 class Plan:
     """What one request comes to: what to generate, and how to say it."""
 
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
     sampling: tuple[SamplingParams, ...]
+    """Of each sequence that is made of each prompt."""
     shape: ReplyShape
 
 
@@ -109,7 +110,7 @@ class GenerationEndpoint(Generic[RequestT]):
         plan = self.plan(request, model)
         submission = Submission(
             model_id=model.model_id,
-            prompt=plan.prompt,
+            prompts=plan.prompts,
             sampling=plan.sampling,
             prompt_param=self.prompt_param,
             trace_id=http.state.request_id,
@@ -117,7 +118,12 @@ class GenerationEndpoint(Generic[RequestT]):
             session=http.headers.get(SESSION_HEADER) or request.session,
         )
         stream = dispatcher.submit(submission)
-        return Completion(stream, plan.shape, request.num_choices, usage_chunk=request.wants_usage_chunk)
+        return Completion(
+            stream,
+            plan.shape,
+            Layout(len(plan.prompts), len(plan.sampling), request.num_choices),
+            usage_chunk=request.wants_usage_chunk,
+        )
 
     async def _respond(
         self, http: Request, request: RequestT, completion: Completion, record: RequestRecord

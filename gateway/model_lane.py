@@ -13,7 +13,7 @@ from typing import Final
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
 from gateway.load import Load
 from gateway.routing import Candidate, Demand, Fingerprint, Router, RoutingReason
-from gateway.ticket import Ticket
+from gateway.ticket import Submission, Ticket
 from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
 from gateway.worker_link import WorkerLink
 from model_registry.contract import ModelView, ReplicaState, ReplicaView
@@ -84,15 +84,11 @@ class ModelLane:
 
     # Admission
 
-    def admit(self, num_tickets: int, now: float) -> None:
-        """All or none. Raises `InvalidRequestError`, `ModelUnavailableError` or `QueueFullError`."""
+    def admit(self, submission: Submission, now: float) -> None:
+        """All of it or nothing. Raises `InvalidRequestError`, `ModelUnavailableError` or `QueueFullError`."""
+        num_tickets = submission.num_sequences
         if num_tickets > self._most_ever:
-            raise InvalidRequestError(
-                f"Invalid 'n': integer above maximum value. Expected a value <= {self._most_ever}, which is what the "
-                f"model `{self.model_id}` can run and queue at once, but got {num_tickets} instead.",
-                param="n",
-                code="integer_above_max_value",
-            )
+            raise self._too_many(submission)
         if self.is_out:
             raise self.unavailable()
         limit = self.view.entry.deployment.max_queued_requests
@@ -111,6 +107,23 @@ class ModelLane:
             f"The model `{self.model_id}` is not available now: {unavailable_reason(self.view)}. "
             "Please retry your request later.",
             retry_after_s=wait_s,
+        )
+
+    def _too_many(self, submission: Submission) -> InvalidRequestError:
+        at_once = f"the model `{self.model_id}` can run and queue at once"
+        if len(submission.prompts) == 1:
+            return InvalidRequestError(
+                f"Invalid 'n': integer above maximum value. Expected a value <= {self._most_ever}, which is what "
+                f"{at_once}, but got {submission.num_sequences} instead.",
+                param="n",
+                code="integer_above_max_value",
+            )
+        param = submission.prompt_param
+        return InvalidRequestError(
+            f"Invalid '{param}': array too long. {len(submission.prompts)} prompts make {submission.num_sequences} "
+            f"sequences, more than the {self._most_ever} that {at_once}. Send fewer at a time.",
+            param=param,
+            code="array_above_max_length",
         )
 
     @property
@@ -159,12 +172,12 @@ class ModelLane:
             return
         candidates = [_candidate(link, link.room(limit)) for link in links.values()]
         batches: dict[str, list[Ticket]] = {}
-        submission, fingerprint = None, Fingerprint()
+        prompt, fingerprint = None, Fingerprint()
         while self._queue and any(one.room for one in candidates):
             ticket, _ = self._queue.popitem(last=False)
-            if ticket.submission is not submission:
-                submission = ticket.submission
-                fingerprint = self._router.fingerprint(submission.prompt, submission.session)
+            if ticket.base.prompt is not prompt:
+                prompt = ticket.base.prompt
+                fingerprint = self._router.fingerprint(prompt, ticket.submission.session)
             route = ticket.route = self._router.route(_demand(ticket, fingerprint), candidates)
             batches.setdefault(route.replica_id, []).append(ticket)
             self._on_routed(route.reason)

@@ -1,4 +1,4 @@
-"""From a client's parameters and the registry's defaults to contract SamplingParams, one per choice.
+"""From a client's parameters and the registry's defaults to contract SamplingParams, one per sequence of a prompt.
 
 Pure: knows the request models, the registry entry and the contract. A request overrides `generate_kwargs`; stops add
 up. Without any limit on tokens, /v1/completions generates 16, as OpenAI and vLLM do, and a chat goes on to the end of
@@ -30,9 +30,10 @@ def sampling_params(
     default_max_tokens: int | None,
     num_logprobs: int | None = None,
 ) -> tuple[SamplingParams, ...]:
-    """One per choice. `max_tokens` and `num_logprobs` are what the request says, in whatever words its endpoint has.
+    """One per sequence of each prompt.
 
-    Raises `InvalidRequestError` when limits contradict.
+    `max_tokens` and `num_logprobs` are what the request says, in whatever words its endpoint has. Raises
+    `InvalidRequestError` when limits contradict.
     """
     generation = entry.model.generation
     defaults = generation.generate_kwargs
@@ -46,16 +47,18 @@ def sampling_params(
         temperature=_temperature(request.temperature, defaults),
         top_p=top_p,
         top_k=top_k,
+        min_p=_given(request.min_p, 0.0),
+        logit_bias=request.token_biases,
         repetition_penalty=_given(request.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=_given(request.presence_penalty, 0.0),
         frequency_penalty=_given(request.frequency_penalty, 0.0),
         num_logprobs=num_logprobs,
         ignore_eos=bool(request.ignore_eos),
         stop=tuple(dict.fromkeys(strings + request.stops)),
-        stop_token_ids=token_ids,
+        stop_token_ids=tuple(dict.fromkeys((*token_ids, *(request.stop_token_ids or ())))),
         stop_token_sequences=sequences,
     )
-    return tuple(_with_seed(base, request.seed, index) for index in range(request.num_choices))
+    return tuple(_with_seed(base, request.seed, index) for index in range(request.num_sampled))
 
 
 def _given(value: T | None, default: T) -> T:
@@ -104,7 +107,7 @@ def _sorted_stops(
 
 
 def _with_seed(base: SamplingParams, seed: int | None, index: int) -> SamplingParams:
-    """Choices of one request differ, and each can be had again alone by its own seed."""
+    """Sequences of one prompt differ, and each can be had again alone by its own seed."""
     if seed is None:
         return base
     return msgspec.structs.replace(base, seed=(seed + index) % _SEEDS)

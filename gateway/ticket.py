@@ -24,13 +24,13 @@ class TicketState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What a client wants generated: one prompt, one sequence per choice."""
+    """What a client wants generated: of each prompt, one sequence for each of `sampling`."""
 
     model_id: str
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
     sampling: tuple[SamplingParams, ...]
     prompt_param: str
-    """Request field that held the prompt, named in errors about it."""
+    """Request field that held the prompts, named in errors about them."""
     trace_id: str
     """What its client and the logs know it by."""
     received_at: float
@@ -38,10 +38,14 @@ class Submission:
     session: str | None = field(default=None, repr=False)
     """What its client calls the session it belongs to."""
 
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * len(self.sampling)
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Ticket:
-    """One choice of a submission."""
+    """One sequence of a submission; those of a prompt have indexes that follow each other."""
 
     base: GenerationRequest
     index: int
@@ -69,6 +73,10 @@ class Ticket:
     def __post_init__(self) -> None:
         self.request = self.base
         self.num_prompt_tokens = prompt_tokens(self.base.prompt)
+
+    @property
+    def is_first_of_prompt(self) -> bool:
+        return self.index % len(self.submission.sampling) == 0
 
     @property
     def has_output(self) -> bool:

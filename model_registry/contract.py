@@ -17,7 +17,7 @@ import msgspec
 
 from model_registry.schema import RegistryEntry
 
-CONTRACT_VERSION: Final = "2"
+CONTRACT_VERSION: Final = "3"
 """Changes when a struct below changes incompatibly, or asks for what an older side would silently leave out; a worker
 refuses a gateway that speaks another version."""
 
@@ -110,6 +110,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     top_k: int | None = None
     """Sample among the k likeliest tokens only; None: among all."""
+    min_p: float = 0.0
+    """Sample only among tokens at least this share as likely as the likeliest, at the temperature."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these tokens, before penalties and temperature."""
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

@@ -4,30 +4,88 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.config import JsonDict
 
-from gateway.errors import UnsupportedParameterError
-from gateway.protocol.fields import GenerationFields
-from gateway.protocol.validation import invalid, only_neutral
+from gateway.errors import InvalidRequestError
+from gateway.protocol.fields import INT32_MAX, GenerationFields, within_max_choices
+from gateway.protocol.validation import invalid, only_neutral, type_name
 
 MAX_LOGPROBS = 5
 
+OnePrompt = str | tuple[int, ...]
+"""A text, or token ids."""
+_FORMS = "a string, an array of strings, an array of token ids, or an array of such arrays"
 
-def _one_text(value: Any) -> Any:
-    if isinstance(value, list):
-        raise invalid(
-            "unsupported_value",
-            "Unsupported value for '{param}': this server takes one string, neither lists nor token ids.",
-        )
-    return value
+
+def _prompts(value: Any) -> tuple[OnePrompt, ...]:
+    """OpenAI's four forms of `prompt` as one."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise _wrong_type("", value)
+    if not value:
+        raise invalid("empty_array", "Invalid '{param}': empty array. Expected at least one prompt.")
+    if _is_int(value[0]):
+        return (_token_ids(value, ""),)
+    return tuple(_one_of_several(one, value, index) for index, one in enumerate(value))
+
+
+def _one_of_several(one: Any, prompts: list[Any], index: int) -> OnePrompt:
+    if isinstance(one, str) and isinstance(prompts[0], str):
+        return one
+    if isinstance(one, list) and isinstance(prompts[0], list):
+        return _token_ids(one, f"[{index}]")
+    raise _wrong_type(f"[{index}]", one)
+
+
+def _token_ids(value: list[Any], path: str) -> tuple[int, ...]:
+    if not value:
+        raise invalid("empty_array", f"Invalid '{{param}}{path}': empty array. Expected at least one token id.")
+    for index, token_id in enumerate(value):
+        if not _is_int(token_id):
+            raise _wrong_type(f"{path}[{index}]", token_id)
+        if not 0 <= token_id <= INT32_MAX:
+            raise invalid("invalid_value", f"Invalid '{{param}}{path}[{index}]': {token_id} is no token id.")
+    return tuple(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong_type(path: str, value: Any) -> Exception:
+    return invalid(
+        "invalid_type", f"Invalid type for '{{param}}{path}': expected {_FORMS}, but got {type_name(value)} instead."
+    )
+
+
+_TOKEN_IDS_SCHEMA: JsonDict = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX},
+    "minItems": 1,
+}
+_PROMPT_SCHEMA: JsonDict = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        _TOKEN_IDS_SCHEMA,
+        {"type": "array", "items": _TOKEN_IDS_SCHEMA, "minItems": 1},
+    ]
+}
 
 
 class CompletionRequest(GenerationFields):
-    """Go on with a text."""
+    """Go on with a text, or with several."""
 
-    prompt: Annotated[str, BeforeValidator(_one_text)] = Field(description="The text to go on with.")
+    prompt: Annotated[tuple[OnePrompt, ...], BeforeValidator(_prompts, json_schema_input_type=Any)] = Field(
+        description="What to go on with: texts, or token ids. Each prompt gets `n` choices, prompt by prompt.",
+        json_schema_extra=_PROMPT_SCHEMA,
+    )
 
-    best_of: int | None = Field(None, ge=1, description="Only 1, or the value of `n`.")
+    best_of: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(
+        None, description="Make so many of each prompt and show the `n` whose tokens are likeliest on average."
+    )
     logprobs: int | None = Field(
         None,
         ge=0,
@@ -39,9 +97,21 @@ class CompletionRequest(GenerationFields):
 
     def check_together(self) -> None:
         super().check_together()
-        if self.best_of is not None and self.best_of not in (1, self.num_choices):
-            raise UnsupportedParameterError(
-                f"Unsupported parameter: 'best_of' of {self.best_of} with 'n' of {self.num_choices} is not supported "
-                "by this server. Leave it out, or set it to 1 or to the value of 'n'.",
+        if self.best_of is not None and self.best_of < self.num_choices:
+            raise InvalidRequestError(
+                f"Invalid 'best_of': {self.best_of} is less than the {self.num_choices} choices of 'n', which are "
+                "taken from them.",
                 param="best_of",
+                code="integer_below_min_value",
             )
+        if self.stream and self.num_sampled > self.num_choices:
+            raise InvalidRequestError(
+                f"Invalid 'best_of': {self.best_of} with 'n' of {self.num_choices} cannot be streamed, since the best "
+                "are known at the end only.",
+                param="best_of",
+                code="invalid_value",
+            )
+
+    @property
+    def num_sampled(self) -> int:
+        return self.num_choices if self.best_of is None else self.best_of

@@ -10,12 +10,15 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
-from gateway.errors import InvalidRequestError
+from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.strict_json import parse_json
 from gateway.protocol.validation import LIST, MAX_CHOICES, TEXT, RequestModel, invalid, only_neutral, text_or_list
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
+MAX_STOP_TOKEN_IDS = 64
+MAX_BIASED_TOKENS = 1024
+MAX_BIAS = 100
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -31,7 +34,17 @@ NO_EFFECT: dict[str, str] = {
 """Fields that only steer OpenAI's own service: accepted, and without effect here."""
 
 
-def _within_max_choices(n: int | None, info: ValidationInfo) -> int | None:
+def _of_token_ids(biases: dict[str, float] | None) -> dict[str, float] | None:
+    for key in biases or ():
+        if not (key.isascii() and key.isdecimal() and str(int(key)) == key):
+            raise invalid(
+                "invalid_value",
+                f"Invalid key in '{{param}}': '{shortened(key)}'. Keys are token ids, as non-negative integers.",
+            )
+    return biases
+
+
+def within_max_choices(n: int | None, info: ValidationInfo) -> int | None:
     limit = (info.context or {}).get(MAX_CHOICES)
     if n is not None and limit is not None and n > limit:
         raise invalid(
@@ -49,6 +62,14 @@ Stop = Annotated[
 ]
 
 
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+LogitBias = Annotated[
+    Annotated[dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]], Field(max_length=MAX_BIASED_TOKENS)]
+    | None,
+    AfterValidator(_of_token_ids),
+]
+
+
 class StreamOptions(RequestModel):
     include_usage: bool | None = Field(None, description="Send the usage in a last chunk.")
     include_obfuscation: bool | None = Field(None, description="Accepted without effect: chunks are never padded.")
@@ -63,11 +84,18 @@ class GenerationFields(RequestModel):
     top_k: int | None = Field(
         None, ge=-1, le=INT32_MAX, description="Sample among this many likeliest tokens; 0 or -1 means all."
     )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Sample among tokens at least this share as likely as the likeliest."
+    )
+    logit_bias: LogitBias = Field(None, description="Added to the logits of tokens, by their ids; -100 bans one.")
     max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Tokens generated at most.")
     min_tokens: int | None = Field(None, ge=0, le=INT32_MAX, description="Tokens generated before a stop counts.")
     stop: Stop = Field(None, description=f"Up to {MAX_STOPS} strings that end the generation; never shown.")
+    stop_token_ids: list[TokenId] | None = Field(
+        None, max_length=MAX_STOP_TOKEN_IDS, description="Tokens that end the generation; never shown."
+    )
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX, description="Makes sampling repeatable.")
-    n: Annotated[int | None, Field(ge=1), AfterValidator(_within_max_choices)] = Field(
+    n: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(
         None, description="Choices to generate."
     )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that were generated before.")
@@ -84,9 +112,6 @@ class GenerationFields(RequestModel):
     )
     user: str | None = Field(None, description="The same, where no `prompt_cache_key` is given.")
 
-    logit_bias: only_neutral({}) = None  # type: ignore[valid-type]
-    min_p: only_neutral(0, 0.0) = None  # type: ignore[valid-type]
-    stop_token_ids: only_neutral([]) = None  # type: ignore[valid-type]
     structured_outputs: only_neutral() = None  # type: ignore[valid-type]
 
     without_effect: ClassVar[dict[str, str]] = NO_EFFECT
@@ -111,6 +136,15 @@ class GenerationFields(RequestModel):
     @property
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
+
+    @property
+    def num_sampled(self) -> int:
+        """Sequences made of each prompt, of which `num_choices` are shown."""
+        return self.num_choices
+
+    @property
+    def token_biases(self) -> dict[int, float]:
+        return {int(token_id): bias for token_id, bias in (self.logit_bias or {}).items()}
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def _api_error(detail: ErrorDetails) -> ApiError:
     if kind in _BOUNDS:
         return _BOUNDS[kind](param, detail)
     if kind in _EXPECTED_TYPES:
-        message = f"expected {_EXPECTED_TYPES[kind]}, but got {_type_name(detail['input'])} instead."
+        message = f"expected {_EXPECTED_TYPES[kind]}, but got {type_name(detail['input'])} instead."
         return InvalidRequestError(f"Invalid type for '{param}': {message}", param=param, code="invalid_type")
     context = detail.get("ctx", {})
     message = context.get("template", detail["msg"] + " ('{param}').").replace("{param}", param)
@@ -109,7 +109,8 @@ _EXPECTED_TYPES = {
 }
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """What a JSON value is called in OpenAI's messages."""
     names: dict[type, str] = {
         bool: "a boolean",
         int: "an integer",
@@ -136,6 +137,9 @@ def _number_bound(code: str, words: str, relation: str, key: str) -> Callable[[s
 def _length_bound(code: str, words: str, key: str, number: str) -> Callable[[str, ErrorDetails], ApiError]:
     def error(param: str, detail: ErrorDetails) -> ApiError:
         limit, value = detail["ctx"][key], detail["input"]
+        if isinstance(value, dict):
+            message = f"object too large. Expected at most {limit} properties, but got {len(value)} instead."
+            return InvalidRequestError(f"Invalid '{param}': {message}", param=param, code="object_above_max_properties")
         kind = "string" if isinstance(value, str) else "array"
         if not value and limit:
             message = f"empty {kind}. Expected a length of {number} {limit}, but got an empty {kind} instead."

@@ -23,7 +23,7 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     ]
     prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
     return Plan(
-        prompt=render_chat(messages, prompt_format),
+        prompts=(render_chat(messages, prompt_format),),
         sampling=sampling_params(
             request,
             model.entry,

@@ -7,28 +7,52 @@ from msgspec import UNSET
 
 from gateway.completions import TextShape
 from gateway.endpoint import GenerationEndpoint, Plan
+from gateway.errors import InvalidRequestError
 from gateway.prompts import check_num_words, raw_text, render_chat
-from gateway.protocol.completions import CompletionRequest
+from gateway.protocol.completions import CompletionRequest, OnePrompt
 from gateway.sampling import DEFAULT_COMPLETION_TOKENS, sampling_params
-from model_registry.contract import ChatMessage, ModelView
+from model_registry.contract import ChatMessage, ModelView, Prompt, TokenPrompt
 
 router = APIRouter()
 
 
 def _plan(request: CompletionRequest, model: ModelView) -> Plan:
-    check_num_words(request.prompt, model.entry.model, "prompt")
-    prompt_format = model.entry.model.generation.prompt_format
-    message = ChatMessage("user", request.prompt)
+    ranks_sequences = request.num_sampled > request.num_choices
     return Plan(
-        prompt=render_chat([message], prompt_format) if request.use_prompt_format else raw_text(request.prompt),
+        prompts=tuple(_prompt(one, request, model) for one in request.prompt),
         sampling=sampling_params(
             request,
             model.entry,
             max_tokens=request.max_tokens,
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
-            num_logprobs=request.logprobs,
+            num_logprobs=0 if request.logprobs is None and ranks_sequences else request.logprobs,
         ),
-        shape=TextShape(model.model_id, no_usage=None if request.wants_usage_chunk else UNSET),
+        shape=TextShape(
+            model.model_id,
+            no_usage=None if request.wants_usage_chunk else UNSET,
+            shows_logprobs=request.logprobs is not None,
+        ),
+    )
+
+
+def _prompt(one: OnePrompt, request: CompletionRequest, model: ModelView) -> Prompt:
+    """Raises `InvalidRequestError` where token ids are given and a text is needed."""
+    if isinstance(one, str):
+        check_num_words(one, model.entry.model, "prompt")
+        prompt_format = model.entry.model.generation.prompt_format
+        return render_chat([ChatMessage("user", one)], prompt_format) if request.use_prompt_format else raw_text(one)
+    if request.use_prompt_format:
+        raise _needs_text("'use_prompt_format' puts a text into the model's format")
+    if model.entry.model.input_word_limit is not None:
+        raise _needs_text("this model limits the words of a prompt, which token ids hide")
+    return TokenPrompt(one)
+
+
+def _needs_text(reason: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid 'prompt': token ids cannot be taken, since {reason}. Send a string.",
+        param="prompt",
+        code="invalid_value",
     )
 
 

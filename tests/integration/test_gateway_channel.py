@@ -145,7 +145,7 @@ async def test_a_worker_that_refuses_us_is_out_of_reach_and_not_one_that_dies(
     stream = dispatcher.submit(
         Submission(
             model_id=MODEL,
-            prompt=REQUESTS[0].prompt,
+            prompts=(REQUESTS[0].prompt,),
             sampling=(REQUESTS[0].sampling,),
             prompt_param="prompt",
             trace_id="req",

@@ -79,7 +79,7 @@ async def generate(dispatcher: Dispatcher) -> str:
     stream = dispatcher.submit(
         Submission(
             model_id=MODEL,
-            prompt=prompt,
+            prompts=(prompt,),
             sampling=(SamplingParams(),),
             prompt_param="prompt",
             trace_id="test",

@@ -76,6 +76,14 @@ TABLE = [
     Row("top_p", 0, SAMPLED),
     Row("top_k", 2, SAMPLED),
     Row("top_k", 40, {**SAMPLED, "top_p": 0.9}),
+    Row("min_p", 0.3, SAMPLED),
+    Row("min_p", 1, SAMPLED),
+    Row("min_p", 0.05, {**SAMPLED, "top_k": 30, "top_p": 0.8}),
+    Row("logit_bias", {"75": -100}, GREEDY),
+    Row("logit_bias", {"75": 2.5, "216": 100}, GREEDY),
+    Row("logit_bias", {"75": 3, "159": -3}, {**SAMPLED, "presence_penalty": 1}),
+    Row("stop_token_ids", [216], GREEDY),
+    Row("stop_token_ids", [75], {**GREEDY, "min_tokens": 5, "stopping_sequences": [216]}),
     Row("repetition_penalty", 0.5, GREEDY),
     Row("repetition_penalty", 3.0, SAMPLED),
     Row("presence_penalty", 2, GREEDY),
@@ -177,6 +185,7 @@ def end_ids(fields: Fields) -> set[int]:
 
 def token_stops(fields: Fields) -> list[list[int]]:
     stops = [stop for stop in fields.get("stopping_sequences", []) if not isinstance(stop, str)]
+    stops += fields.get("stop_token_ids", [])
     return [[stop] if isinstance(stop, int) else stop for stop in stops]
 
 
@@ -190,6 +199,8 @@ def penalized(logits: Logits, prompt: list[int], generated: list[int], fields: F
     logits = logits.copy()
     if len(generated) < fields.get("min_tokens", 0):
         logits[[*end_ids(fields), *(stop[0] for stop in token_stops(fields) if len(stop) == 1)]] = -np.inf
+    for key, bias in fields.get("logit_bias", {}).items():
+        logits[int(key)] += bias
     for token_id in {*prompt, *generated}:
         penalty = fields.get("repetition_penalty", 1)
         logits[token_id] *= penalty if logits[token_id] < 0 else 1 / penalty
@@ -206,6 +217,7 @@ def chosen(logits: Logits, fields: Fields, number: float) -> int:
     if fields["temperature"] == 0:
         return int(logits.argmax())
     weights = np.exp((logits - logits.max()) / fields["temperature"])
+    weights[weights < fields.get("min_p", 0)] = 0
     kept = np.arange(len(logits))
     top_k, top_p = fields.get("top_k", 0), fields.get("top_p", 1)
     if top_k or top_p < 1:
@@ -261,7 +273,7 @@ def requests(entry: RegistryEntry) -> list[GenerationRequest]:
         )
         for index, sampling in enumerate(choices):
             made.append(
-                GenerationRequest(request_id=f"{row} {index}", prompt=raw_text(parsed.prompt), sampling=sampling)
+                GenerationRequest(request_id=f"{row} {index}", prompt=raw_text(row.fields["prompt"]), sampling=sampling)
             )
     return made
 

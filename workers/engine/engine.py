@@ -298,13 +298,16 @@ class Engine:
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         sequences = sampling.stop_token_sequences
-        for token_id in (*sampling.stop_token_ids, *(token_id for ids in sequences for token_id in ids)):
-            if not 0 <= token_id < self._tokenizer.vocab_size:
-                raise RequestFaultError(
-                    FaultKind.INVALID_REQUEST,
-                    f"Stop token {token_id} is outside the model's vocabulary of {self._tokenizer.vocab_size} tokens.",
-                    "stop_token_ids",
-                )
+        stops = (*sampling.stop_token_ids, *(token_id for ids in sequences for token_id in ids))
+        for param, token_ids in (("stop_token_ids", stops), ("logit_bias", sampling.logit_bias)):
+            for token_id in token_ids:
+                if not 0 <= token_id < self._tokenizer.vocab_size:
+                    raise RequestFaultError(
+                        FaultKind.INVALID_REQUEST,
+                        f"Invalid '{param}': token {token_id} is outside the model's vocabulary of "
+                        f"{self._tokenizer.vocab_size} tokens.",
+                        param,
+                    )
 
 
 def _checked(kv_cache: KVCache, limits: EngineLimits) -> KVCache:

@@ -1,12 +1,14 @@
 """Chooses tokens from logits with torch, each row by its own sequence's parameters.
 
-Order as in vLLM: bans, penalties, temperature, top-k, top-p, draw. A row's result depends on that row and its sequence
-alone, never on its neighbours. Random numbers come from the sequence, so they are the same on every device. Logprobs
-are those of the row as it came, as vLLM's `raw_logprobs` are, and cost nothing where nobody wants them.
+Order as in vLLM: bans, biases, penalties, temperature, min-p, top-k, top-p, draw. A row's result depends on that row
+and its sequence alone, never on its neighbours. Random numbers come from the sequence, so they are the same on every
+device. Logprobs are those of the row as it came, as vLLM's `raw_logprobs` are, and cost nothing where nobody wants
+them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Rows
 
 import torch
@@ -31,6 +33,7 @@ class TorchSampler:
             if sequence.request.sampling.num_logprobs is not None:
                 wanted[index] = torch.log_softmax(row, dim=-1)
             _ban_end(row, sequence)
+            _bias(row, sequence)
             _penalize(row, sequence)
         token_ids = _likeliest_tokens(rows)
         finite = torch.isfinite(rows.amax(dim=-1)).tolist()
@@ -73,6 +76,13 @@ def _ban_end(row: torch.Tensor, sequence: Sequence) -> None:
         row[[*sequence.end_token_ids, *sequence.request.sampling.stop_token_ids]] = -torch.inf
 
 
+def _bias(row: torch.Tensor, sequence: Sequence) -> None:
+    biases = sequence.request.sampling.logit_bias
+    if biases:
+        token_ids = torch.tensor(list(biases), device=row.device)
+        row[token_ids] += torch.tensor(list(biases.values()), device=row.device, dtype=row.dtype)
+
+
 def _penalize(row: torch.Tensor, sequence: Sequence) -> None:
     """Repetition penalty over prompt and answer (CTRL, Keskar et al. 2019); OpenAI's two over the answer."""
     sampling = sequence.request.sampling
@@ -89,6 +99,8 @@ def _penalize(row: torch.Tensor, sequence: Sequence) -> None:
 def _draw(row: torch.Tensor, sequence: Sequence) -> int:
     sampling = sequence.request.sampling
     logits = (row - row.max()) / sampling.temperature
+    if sampling.min_p:
+        logits = logits.masked_fill(logits < math.log(sampling.min_p), -torch.inf)
     if sampling.top_k is None and sampling.top_p == 1:
         return _pick(torch.softmax(logits, dim=-1), sequence.draw())
     likeliest, kept = _likeliest(logits, sampling)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.completions import ChatShape, Completion, ReplyShape, TextShape
+from gateway.completions import ChatShape, Completion, Layout, ReplyShape, TextShape
 from gateway.errors import ServerError
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import encode
@@ -25,9 +25,17 @@ def output(text: str, reason: FinishReason | None = None, *, tokens: Sequence[st
     return SequenceOutput(request_id="r", text=text, logprobs=logprobs, finish_reason=reason, usage=usage)
 
 
-def completion(shape: ReplyShape, num_choices: int, *, usage_chunk: bool = False) -> Completion:
-    stream = OutputStream(num_choices, on_close=lambda: None)
-    return Completion(stream, shape, num_choices, usage_chunk=usage_chunk)
+def completion(
+    shape: ReplyShape,
+    num_choices: int,
+    *,
+    num_prompts: int = 1,
+    num_sampled: int | None = None,
+    usage_chunk: bool = False,
+) -> Completion:
+    layout = Layout(num_prompts, num_choices if num_sampled is None else num_sampled, num_choices)
+    stream = OutputStream(layout.num_sequences, on_close=lambda: None)
+    return Completion(stream, shape, layout, usage_chunk=usage_chunk)
 
 
 async def chunks_of(made: Completion) -> list[dict[str, Any]]:
@@ -174,3 +182,49 @@ async def _compare(pieces: list[tuple[int, str, bool]]) -> None:
 
 async def _collect(made: Completion, chunks: list[dict[str, Any]]) -> None:
     chunks += await chunks_of(made)
+
+
+async def test_several_prompts_have_their_choices_one_after_the_other_and_each_counts_once() -> None:
+    made = completion(TextShape("m"), 2, num_prompts=3)
+    for index in (5, 0, 3, 1, 4, 2):
+        made.stream.push(index, output(f"text {index}", FinishReason.STOP))
+    reply = json.loads(encode(await made.whole()))
+    assert [(one["index"], one["text"]) for one in reply["choices"]] == [(i, f"text {i}") for i in range(6)]
+    assert reply["usage"] == {
+        "prompt_tokens": 15, "completion_tokens": 18, "total_tokens": 33,
+        "prompt_tokens_details": {"cached_tokens": 12},
+    }  # fmt: skip
+
+
+async def test_several_prompts_are_streamed_with_the_indexes_of_the_whole_reply() -> None:
+    made = completion(TextShape("m", no_usage=None), 1, num_prompts=2, usage_chunk=True)
+    for index in (1, 0):
+        made.stream.push(index, output(f"text {index}", FinishReason.STOP))
+    *chunks, usage = await chunks_of(made)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["index"] for choice in choices][:2] == [0, 1]
+    texts = ["".join(one["text"] for one in choices if one["index"] == index) for index in (0, 1)]
+    assert texts == ["text 0", "text 1"]
+    assert usage["usage"]["prompt_tokens"] == 10
+
+
+def likely(text: str, logprob: float, num_tokens: int) -> SequenceOutput:
+    one = TokenLogprobs(Candidate(7, text.encode(), False, logprob))
+    usage = Usage(prompt_tokens=5, completion_tokens=num_tokens)
+    return SequenceOutput(
+        request_id="r", text=text, logprobs=(one,) * num_tokens, finish_reason=FinishReason.STOP, usage=usage
+    )
+
+
+@pytest.mark.parametrize("shows_logprobs", [True, False])
+async def test_the_best_are_the_likeliest_by_token_and_all_that_was_generated_counts(shows_logprobs: bool) -> None:
+    made = completion(TextShape("m", shows_logprobs=shows_logprobs), 2, num_prompts=2, num_sampled=3)
+    for index, (text, logprob, num_tokens) in enumerate(
+        [("long", -0.5, 9), ("poor", -2.0, 1), ("short", -0.9, 1), ("a", -3.0, 1), ("b", -1.0, 1), ("c", -2.0, 1)]
+    ):
+        made.stream.push(index, likely(text, logprob, num_tokens))
+    reply = json.loads(encode(await made.whole()))
+    assert [(one["index"], one["text"]) for one in reply["choices"]] == [(0, "long"), (1, "short"), (2, "b"), (3, "c")]
+    assert [one["logprobs"] is not None for one in reply["choices"]] == [shows_logprobs] * 4
+    assert reply["usage"]["prompt_tokens"] == 10
+    assert reply["usage"]["completion_tokens"] == 14

@@ -87,7 +87,7 @@ def submit(
     return dispatcher.submit(
         Submission(
             model_id=model_id,
-            prompt=prompt,
+            prompts=(prompt,),
             sampling=tuple(SamplingParams(seed=index) for index in range(choices)),
             prompt_param="prompt",
             trace_id="req_known",

@@ -84,7 +84,7 @@ def test_a_request_that_waits_may_come_to_its_limit_and_one_that_runs_has_come_t
 ) -> None:
     sampling, prompt = SamplingParams(max_tokens=max_tokens), TokenPrompt((5, 6, 7))
     submission = Submission(
-        model_id="a/b", prompt=prompt, sampling=(sampling,), prompt_param="prompt", trace_id="req", received_at=0.0
+        model_id="a/b", prompts=(prompt,), sampling=(sampling,), prompt_param="prompt", trace_id="req", received_at=0.0
     )
     ticket = Ticket(
         base=GenerationRequest(request_id="x", prompt=prompt, sampling=sampling),

@@ -51,7 +51,7 @@ def submit(dispatcher: Dispatcher) -> None:
     dispatcher.submit(
         Submission(
             model_id=MODEL,
-            prompt=TextPrompt((TextSegment("hi", trusted=True),)),
+            prompts=(TextPrompt((TextSegment("hi", trusted=True),)),),
             sampling=(SamplingParams(),),
             prompt_param="prompt",
             trace_id="req",

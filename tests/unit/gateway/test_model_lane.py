@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -31,8 +32,17 @@ from tests.support.scripted_pool import MODEL, entry, model_view, replica
 
 PROMPT = TextPrompt((TextSegment("hi", trusted=True),))
 SUBMISSION = Submission(
-    model_id=MODEL, prompt=PROMPT, sampling=(SamplingParams(),), prompt_param="prompt", trace_id="req", received_at=0.0
+    model_id=MODEL,
+    prompts=(PROMPT,),
+    sampling=(SamplingParams(),),
+    prompt_param="prompt",
+    trace_id="req",
+    received_at=0.0,
 )
+
+
+def sized(*, num_prompts: int = 1, num_choices: int = 1) -> Submission:
+    return replace(SUBMISSION, prompts=(PROMPT,) * num_prompts, sampling=(SamplingParams(),) * num_choices)
 
 
 def lane_of(view: ModelView) -> ModelLane:
@@ -41,7 +51,7 @@ def lane_of(view: ModelView) -> ModelLane:
 
 def ticket_of(submission: Submission, name: str) -> Ticket:
     return Ticket(
-        base=GenerationRequest(request_id=name, prompt=submission.prompt, sampling=submission.sampling[0]),
+        base=GenerationRequest(request_id=name, prompt=submission.prompts[0], sampling=submission.sampling[0]),
         index=0,
         submission=submission,
         stream=OutputStream(1, on_close=lambda: None),
@@ -83,10 +93,10 @@ def test_without_any_completion_the_wait_is_a_guess() -> None:
 def test_more_choices_than_the_model_can_ever_hold_are_refused_for_good() -> None:
     lane = lane_of(model_view(replica("a"), replica("b"), of=entry(ongoing=2, queued=1)))
     with pytest.raises(InvalidRequestError, match=r"Expected a value <= 5, .* but got 6 instead") as caught:
-        lane.admit(6, 0.0)
+        lane.admit(sized(num_choices=6), 0.0)
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, "n", "integer_above_max_value")
     with pytest.raises(QueueFullError):
-        lane.admit(5, 0.0)
+        lane.admit(sized(num_choices=5), 0.0)
 
 
 # Handing out
@@ -116,7 +126,7 @@ def add_link(lane: ModelLane, name: str, *in_flight: Ticket) -> WorkerLink:
 def submission_of(text: str, *, session: str | None = None, max_tokens: int | None = None) -> Submission:
     return Submission(
         model_id=MODEL,
-        prompt=TextPrompt((TextSegment(text, trusted=True),)),
+        prompts=(TextPrompt((TextSegment(text, trusted=True),)),),
         sampling=(SamplingParams(max_tokens=max_tokens),),
         prompt_param="prompt",
         trace_id="req",
@@ -234,3 +244,12 @@ def test_why_a_model_cannot_be_used_names_each_state_once() -> None:
         replica("d", ReplicaState.STARTING),
     )
     assert unavailable_reason(view) == f"{waits}; failed: no such file; starting"
+
+
+def test_more_prompts_than_the_model_can_ever_hold_are_refused_by_their_number() -> None:
+    lane = lane_of(model_view(replica("a"), of=entry(ongoing=2, queued=1)))
+    with pytest.raises(QueueFullError):
+        lane.admit(sized(num_prompts=3), 0.0)
+    with pytest.raises(InvalidRequestError, match="2 prompts make 4 sequences, more than the 3 ") as caught:
+        lane.admit(sized(num_prompts=2, num_choices=2), 0.0)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, "prompt", "array_above_max_length")

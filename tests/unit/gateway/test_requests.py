@@ -73,7 +73,19 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ({"tools": [{}]}, "unsupported_parameter", "tools"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
-        ({"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "decimal_above_max_value", "logit_bias.5"),
+        ({"logit_bias": {"5": "high"}}, "invalid_type", "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "invalid_value", "logit_bias"),
+        ({"logit_bias": [5]}, "invalid_type", "logit_bias"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "object_above_max_properties", "logit_bias"),
+        ({"min_p": 1.1}, "decimal_above_max_value", "min_p"),
+        ({"min_p": -0.1}, "decimal_below_min_value", "min_p"),
+        ({"stop_token_ids": [-1]}, "integer_below_min_value", "stop_token_ids[0]"),
+        ({"stop_token_ids": [1, "2"]}, "invalid_type", "stop_token_ids[1]"),
+        ({"stop_token_ids": 5}, "invalid_type", "stop_token_ids"),
+        ({"stop_token_ids": [5] * 65}, "array_above_max_length", "stop_token_ids"),
         ({"logprobs": 1}, "invalid_type", "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "integer_above_max_value", "top_logprobs"),
         ({"logprobs": True, "top_logprobs": -1}, "integer_below_min_value", "top_logprobs"),
@@ -100,9 +112,24 @@ def test_a_wrong_field_of_a_chat_is_named_with_openais_code(
     ("fields", "code", "param"),
     [
         ({"prompt": None}, "invalid_type", "prompt"),
-        ({"prompt": ["a", "b"]}, "unsupported_value", "prompt"),
-        ({"prompt": [1, 2]}, "unsupported_value", "prompt"),
-        ({"best_of": 3}, "unsupported_parameter", "best_of"),
+        ({"prompt": 7}, "invalid_type", "prompt"),
+        ({"prompt": {}}, "invalid_type", "prompt"),
+        ({"prompt": []}, "empty_array", "prompt"),
+        ({"prompt": [[1], []]}, "empty_array", "prompt"),
+        ({"prompt": ["a", 2]}, "invalid_type", "prompt"),
+        ({"prompt": [1, "a"]}, "invalid_type", "prompt"),
+        ({"prompt": [[1], 2]}, "invalid_type", "prompt"),
+        ({"prompt": [[1], "a"]}, "invalid_type", "prompt"),
+        ({"prompt": [1, True]}, "invalid_type", "prompt"),
+        ({"prompt": [True]}, "invalid_type", "prompt"),
+        ({"prompt": [1.5]}, "invalid_type", "prompt"),
+        ({"prompt": [None]}, "invalid_type", "prompt"),
+        ({"prompt": [[1, -1]]}, "invalid_value", "prompt"),
+        ({"prompt": [2**31]}, "invalid_value", "prompt"),
+        ({"best_of": 0}, "integer_below_min_value", "best_of"),
+        ({"best_of": 9}, "integer_above_max_value", "best_of"),
+        ({"best_of": 1, "n": 2}, "integer_below_min_value", "best_of"),
+        ({"best_of": 3, "n": 2, "stream": True}, "invalid_value", "best_of"),
         ({"echo": True}, "unsupported_parameter", "echo"),
         ({"logprobs": 6}, "integer_above_max_value", "logprobs"),
         ({"logprobs": -1}, "integer_below_min_value", "logprobs"),
@@ -142,11 +169,11 @@ def test_fields_that_only_steer_openais_service_are_taken_whatever_they_hold() -
 
 def test_later_fields_are_taken_where_they_change_nothing() -> None:
     chat(
-        logprobs=False, top_logprobs=0, tools=[], tool_choice="none", response_format={"type": "text"}, logit_bias={},
-        functions=[], modalities=["text"], min_p=0, parallel_tool_calls=True, prediction=None,
+        logprobs=False, top_logprobs=0, tools=[], tool_choice="none", response_format={"type": "text"},
+        functions=[], modalities=["text"], parallel_tool_calls=True, prediction=None,
     )  # fmt: skip
-    text(best_of=1, echo=False, suffix=None, logprobs=None)
-    text(best_of=2, n=2)
+    text(echo=False, suffix=None)
+    text(best_of=2, n=2, stream=True)
 
 
 def test_every_field_may_be_null_but_model_and_prompt() -> None:
@@ -202,3 +229,30 @@ def test_the_schema_of_a_body_names_every_field_and_stands_alone() -> None:
     schema = ChatCompletionRequest.body_schema()
     assert set(NO_EFFECT) <= set(schema["properties"])
     assert "$ref" not in json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ("a",)),
+        ("", ("",)),
+        (["a", ""], ("a", "")),
+        ([1, 0], ((1, 0),)),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+    ],
+)
+def test_a_prompt_has_four_forms(prompt: Any, prompts: tuple[Any, ...]) -> None:
+    assert text(prompt=prompt).prompt == prompts
+
+
+def test_a_wrong_prompt_among_several_is_pointed_at() -> None:
+    with pytest.raises(InvalidRequestError, match=r"'prompt\[2\]\[1\]': expected .* but got a string instead"):
+        text(prompt=[[1], [2], [3, "4"]])
+    with pytest.raises(InvalidRequestError, match=r"'prompt\[1\]': empty array"):
+        text(prompt=[[1], []])
+
+
+def test_the_documents_schema_of_a_prompt_has_the_four_forms() -> None:
+    schema = CompletionRequest.body_schema()["properties"]["prompt"]
+    assert [one["type"] for one in schema["anyOf"]] == ["string", "array", "array", "array"]
+    assert "type" not in schema

@@ -37,12 +37,13 @@ def test_the_request_overrides_every_default() -> None:
     kwargs = {"temperature": 0.1, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1, "max_new_tokens": 512}
     fields = {
         "temperature": 1.5, "top_p": 0.5, "top_k": -1, "repetition_penalty": 1.0, "max_tokens": 3, "min_tokens": 2,
-        "presence_penalty": 0.5, "frequency_penalty": -0.5, "ignore_eos": True,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "ignore_eos": True, "min_p": 0.05,
+        "logit_bias": {"5": -100, "7": 2.5},
     }  # fmt: skip
     (params,) = merged(fields, generate_kwargs=kwargs)
     assert params == SamplingParams(
         temperature=1.5, top_p=0.5, top_k=None, repetition_penalty=1.0, max_tokens=3, min_tokens=2,
-        presence_penalty=0.5, frequency_penalty=-0.5, ignore_eos=True,
+        presence_penalty=0.5, frequency_penalty=-0.5, ignore_eos=True, min_p=0.05, logit_bias={5: -100, 7: 2.5},
     )  # fmt: skip
 
 
@@ -64,9 +65,9 @@ def test_a_top_p_of_zero_is_the_likeliest_token() -> None:
 
 def test_stops_add_up_and_keep_their_kind() -> None:
     stops = ["### End", "42", 42, [1, 2]]
-    (params,) = merged({"stop": ["x", "42"]}, stopping_sequences=stops)
+    (params,) = merged({"stop": ["x", "42"], "stop_token_ids": [7, 42]}, stopping_sequences=stops)
     assert params.stop == ("### End", "42", "x")
-    assert params.stop_token_ids == (42,)
+    assert params.stop_token_ids == (42, 7)
     assert params.stop_token_sequences == ((1, 2),)
 
 
@@ -90,3 +91,7 @@ def test_each_choice_has_a_seed_of_its_own() -> None:
 
 def test_a_negative_seed_is_one_a_worker_takes() -> None:
     assert merged({"seed": -1})[0].seed == 2**63 - 1
+
+
+def test_as_many_sequences_are_made_as_the_best_are_taken_from() -> None:
+    assert [params.seed for params in merged({"n": 2, "best_of": 3, "seed": 7})] == [7, 8, 9]
