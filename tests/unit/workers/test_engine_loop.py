@@ -32,7 +32,7 @@ WAIT_S = 10
 def make_engine(runner: EchoRunner | None = None) -> Engine:
     limits = EngineLimits(max_model_len=256, max_batch_size=4, max_batch_tokens=64)
     return Engine(
-        runner or EchoRunner(64, step_time_s=0.001),
+        runner or EchoRunner(64, step_time_s=0.0005),
         EchoSampler(),
         ByteTokenizer(),
         new_kv_cache=lambda: PagedKVCache(64, BLOCK_SIZE),

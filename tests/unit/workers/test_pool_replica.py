@@ -109,7 +109,7 @@ class FakeHost:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_PLACEMENT_NEWS_S", "PLACEMENT_NEWS_S", "PROGRESS_PAUSE_S", "HEALTH_PERIOD_S"):
         monkeypatch.setattr(replica_module, name, 0.01)
-    monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.1)
     monkeypatch.setattr("workers.pool.back_off.FIRST_DELAY_S", 0.05)
 
 
@@ -282,7 +282,7 @@ async def _live_through(events: list[str]) -> None:
     task = asyncio.create_task(replica.run())
     for event in events:
         _inflict(event, host)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.015)
         if event == "retire":
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
