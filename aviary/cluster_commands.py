@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from aviary.errors import CommandError
@@ -65,38 +65,32 @@ async def shutdown(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.asynccontextmanager
-async def joined(
-    settings: DeploySettings, *, on_replaced: Callable[[], None] | None = None
-) -> AsyncIterator[RayCluster]:
+async def joined(settings: DeploySettings, *, ends_itself: bool = False) -> AsyncIterator[RayCluster]:
     """The cluster of the settings, or this machine's, left again at the end.
 
-    When another cluster has taken its place, `on_replaced` is to end what runs inside, which is cancelled by default.
-    Raises `CommandError` then: it is for whoever restarts this process, which joins the other one.
+    When another cluster has taken its place, what runs inside is cancelled, unless it `ends_itself`: by the cluster's
+    event `replaced`. Raises `CommandError` then: whoever restarts this process has it join the other one.
     """
     cluster = await RayCluster.join(settings.ray_address or "auto")
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  only ever called in a task
-    replaced = asyncio.Event()
 
     async def watch() -> None:
-        await cluster.wait_until_replaced()
-        replaced.set()
-        if on_replaced is not None:
-            on_replaced()
-        else:
+        await cluster.watch()
+        if not ends_itself:
             task.cancel()
 
     watching = asyncio.create_task(watch(), name="watch-cluster")
     try:
         yield cluster
     except asyncio.CancelledError:
-        if on_replaced is not None or not replaced.is_set():
+        if ends_itself or not cluster.replaced.is_set():
             raise
         task.uncancel()
     finally:
         watching.cancel()
         await cluster.close()
-    if replaced.is_set():
+    if cluster.replaced.is_set():
         raise CommandError(f"another cluster has taken the place of the one that was joined at {cluster.address}")
 
 
@@ -114,5 +108,5 @@ async def _wait(pool: PoolClient, model_ids: Sequence[str], timeout_s: float) ->
         raise CommandError(f"not all models were loaded within {timeout_s:g} s; `aviary status` shows them") from None
     failed = [f"  - {outcome.model_id}: {outcome.reason}" for outcome in progress.outcomes if not outcome.serves]
     if failed:
-        raise CommandError("\n".join(["not served yet; the pool goes on trying:", *failed]))
+        raise CommandError("\n".join(["not served as wanted; `aviary status` shows what becomes of it:", *failed]))
     return 0

@@ -7,7 +7,7 @@ supervisor start it.
 from __future__ import annotations
 
 import argparse
-import signal
+import asyncio
 from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
@@ -34,27 +34,34 @@ async def serve_alone(settings: GatewaySettings, *, on_started: Callable[[str], 
     """Until a signal; the exit status. Raises `BindError`."""
     bind(settings).close()
     deploy_settings = DeploySettings.load()
-    async with joined(deploy_settings, on_replaced=_drain) as cluster:
-        return await serve(_app(settings, deploy_settings, cluster), settings, on_started=on_started)
+    async with joined(deploy_settings, ends_itself=True) as cluster:
+        app = _app(settings, deploy_settings, cluster)
+        return await serve(app, settings, on_started=on_started, over=cluster.replaced)
 
 
 async def run_supervised(arguments: argparse.Namespace) -> int:
     """The command of which a supervisor runs several; the exit status."""
     end_with(arguments.supervisor_pid)
     settings, deploy_settings = load_gateway_settings(), DeploySettings.load()
-    async with signs_of_life(arguments.life_fd) as begin, joined(deploy_settings, on_replaced=_drain) as cluster:
+    async with signs_of_life(arguments.life_fd) as begin, joined(deploy_settings, ends_itself=True) as cluster:
         await _hear_of_pool(cluster)
         own, *others = map(inherited, arguments.listener_fds)
-        return await serve_shared(_app(settings, deploy_settings, cluster), settings, own, others, on_started=begin)
-
-
-def _drain() -> None:
-    """As at any SIGTERM: there is one way down."""
-    signal.raise_signal(signal.SIGTERM)
+        app = _app(settings, deploy_settings, cluster)
+        return await serve_shared(app, settings, own, others, on_started=begin, over=cluster.replaced)
 
 
 async def _hear_of_pool(cluster: RayCluster) -> None:
-    """Until it is known what is deployed, however long the head takes to say so.
+    """Until it is known what is deployed, however long the head takes to say so, or until the cluster is replaced."""
+    waits = (asyncio.create_task(_first_view(cluster)), asyncio.create_task(cluster.replaced.wait()))
+    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for one in pending:
+        one.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    await asyncio.gather(*done)
+
+
+async def _first_view(cluster: RayCluster) -> None:
+    """Of the pool, if the cluster has one.
 
     A gateway that knows of no model calls every model unknown; alone it may, but not beside others that serve them.
     """

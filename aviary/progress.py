@@ -91,7 +91,10 @@ class Progress:
         reasons = [self._reason((model.model_id, index), replica) for index, replica in enumerate(model.replicas)]
         serves = any(replica.state is ReplicaState.READY for replica in model.replicas)
         sleeps = not model.num_wanted and model.may_wait
-        if (serves or sleeps) and not model.num_outdated:
+        refusals = [replica.refusal for replica in model.replicas if replica.refusal]
+        if refusals:
+            self._outcomes[model.model_id] = Outcome(model.model_id, refusals[0])
+        elif (serves or sleeps) and not model.num_outdated:
             self._outcomes[model.model_id] = Outcome(model.model_id, "")
         elif (failures := [one for one in reasons if one]) and len(failures) == len(reasons) - model.num_outdated:
             self._outcomes[model.model_id] = Outcome(model.model_id, failures[0])

@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves this class out
-from ray.exceptions import RpcError
+from ray.exceptions import RayError
 
 from aviary.errors import UsageError
 from model_registry.contract import POOL_NAMESPACE
@@ -43,6 +43,8 @@ class RayCluster:
 
     def __init__(self, address: str, cluster_id: str | None, ray_thread: _RayThread, temp_dir: Path | None) -> None:
         self.address = address
+        self.replaced = asyncio.Event()
+        """Set when another cluster answers at this one's address, by `watch`."""
         self._cluster_id = cluster_id
         self._ray_thread = ray_thread
         self._temp_dir = temp_dir
@@ -80,24 +82,25 @@ class RayCluster:
         ray_thread = _RayThread()
         try:
             address = await asyncio.wrap_future(ray_thread.call(lambda: _init(options)))
-            cluster_id = await asyncio.to_thread(_cluster_id, address)
+            cluster_id = await asyncio.wrap_future(ray_thread.call(lambda: _cluster_id(address)))
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             what = "Ray cannot be started on this machine" if temp_dir else f"cannot join Ray at {options['address']}"
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(f"{what}: {reason}") from error
         return cls(address, cluster_id, ray_thread, temp_dir)
 
-    async def wait_until_replaced(self) -> None:
-        """Until another cluster answers at this one's address, as when a head comes back without its memory.
+    async def watch(self) -> None:
+        """Returns when the cluster is replaced by another one, as when its head comes back without its memory.
 
         Nothing that knew the first can reach the second: Ray refuses it.
         """
-        while True:
+        thread = _RayThread()  # of its own, for an absent head holds up whoever asks it
+        while not self.replaced.is_set():
             await asyncio.sleep(IDENTITY_PERIOD_S)
-            found = await asyncio.to_thread(_cluster_id, self.address)
+            found = await asyncio.wrap_future(thread.call(lambda: _cluster_id(self.address)))
             self._cluster_id = self._cluster_id or found
             if found is not None and found != self._cluster_id:
-                return
+                self.replaced.set()
 
     async def close(self) -> None:
         """Leave the cluster; stop it, with everything in it, when it is our own."""
@@ -143,10 +146,11 @@ def _init(options: dict[str, Any]) -> str:
 
 
 def _cluster_id(address: str) -> str | None:
-    """What tells the head's cluster from any other; None when it does not answer."""
+    """What tells the head's cluster from any other; None when it does not answer, or not to us."""
     try:
         cluster_id: str = GcsClient(address=address).cluster_id.hex()
-    except RpcError:
+    except (RayError, OSError, ValueError) as error:
+        logger.debug("the head at %s does not say which cluster it is: %s", address, error)
         return None
     return cluster_id
 

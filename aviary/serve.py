@@ -276,7 +276,7 @@ class _Service:
             signal.raise_signal(signal.SIGTERM)
             return
         for reason in reasons:
-            print(f"not served yet: {reason}", flush=True)
+            print(f"not served as wanted: {reason}", flush=True)
         if served:
             print(f"\nAviary serves {', '.join(served)} on {self._url}", flush=True)
             example_url = self._url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -68,6 +68,7 @@ class GatewayServer(uvicorn.Server):
         self._others = others
         self._stand_ins: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
+        self._was_told_to_stop = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -88,10 +89,10 @@ class GatewayServer(uvicorn.Server):
 
     def stop(self) -> None:
         """First call: drain, then exit. Second call: exit now."""
-        if self._draining is None:
-            self.drain()
-        else:
+        if self._was_told_to_stop:
             self.stop_at_once()
+        self._was_told_to_stop = True
+        self.drain()
 
     def drain(self) -> None:
         """Take nothing new, finish what is open, then exit. May be called again."""
@@ -127,16 +128,23 @@ class GatewayServer(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(app: FastAPI, settings: GatewaySettings, *, on_started: Callable[[str], None] | None = None) -> int:
-    """Serves until a signal, in the main thread; the exit status. `on_started` gets the URL once it answers.
+async def serve(
+    app: FastAPI,
+    settings: GatewaySettings,
+    *,
+    on_started: Callable[[str], None] | None = None,
+    over: asyncio.Event | None = None,
+) -> int:
+    """Serves until a signal, or until it is `over`, in the main thread; the exit status.
 
-    Raises `BindError`.
+    `on_started` gets the URL once it answers. Raises `BindError`.
     """
     listener = bind(settings)
     url = url_of(listener)
     server = GatewayServer(app, settings, on_started=lambda: on_started(url) if on_started else None)
     with contextlib.closing(listener), answered(dict.fromkeys(SIGNALS, server.stop)):
-        await server.serve(sockets=[listener])
+        async with _drained_when(over, server):
+            await server.serve(sockets=[listener])
     return server.exit_status
 
 
@@ -147,16 +155,34 @@ async def serve_shared(
     others: Sequence[socket.socket],
     *,
     on_started: Callable[[], None],
+    over: asyncio.Event | None = None,
 ) -> int:
-    """Serves on an address that other processes serve too, until its supervisor's signal; the exit status.
+    """Serves on an address that other processes serve too, until its supervisor's signal, or until it is `over`.
+
+    Returns the exit status.
 
     SIGTERM drains however often it comes, for a service manager may send it to every process that it sees, besides the
     supervisor that hands it on. SIGINT, which nobody else sends to it, ends it at once.
     """
     server = GatewayServer(app, settings, on_started=on_started, others=others)
     with contextlib.closing(listener), answered({signal.SIGTERM: server.drain, signal.SIGINT: server.stop_at_once}):
-        await server.serve(sockets=[listener])
+        async with _drained_when(over, server):
+            await server.serve(sockets=[listener])
     return server.exit_status
+
+
+@contextlib.asynccontextmanager
+async def _drained_when(over: asyncio.Event | None, server: GatewayServer) -> AsyncIterator[None]:
+    async def drain(event: asyncio.Event) -> None:
+        await event.wait()
+        server.drain()
+
+    waiting = None if over is None else asyncio.create_task(drain(over), name="drain-when-over")
+    try:
+        yield
+    finally:
+        if waiting is not None:
+            waiting.cancel()
 
 
 def _protocol(settings: GatewaySettings) -> Callable[..., asyncio.Protocol]:

@@ -45,7 +45,7 @@ class Change(StrEnum):
     SETTINGS = "settings"
     """Takes effect at once, in the replicas that live."""
     SIZES = "sizes"
-    """Replicas that serve take it over between two steps; loaded weights stay. One that does not serve is made anew."""
+    """Replicas that serve take it over between two steps; loaded weights stay. Where none serves, all are made anew."""
     REPLICAS = "replicas"
     """Needs new replicas: what is loaded, how, or what it reserves is another."""
 

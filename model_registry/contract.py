@@ -262,6 +262,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     """What it waits for, is doing, or why it failed; one line for people."""
     address: str | None = None
     """`host:port` of its channel once ready."""
+    refusal: str = ""
+    """Why it serves with earlier sizes than its registry file wants; empty when it does not."""
     fetched_bytes: int = 0
     """Bytes of weights it has fetched, from wherever, since its process started."""
 
@@ -278,7 +280,8 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     num_wanted: int = 1
     """Replicas there should be now; 0: the model sleeps until a request comes."""
     num_outdated: int = 0
-    """Replicas of an earlier revision that still live, because what replaces them does not serve yet."""
+    """Replicas that serve as the file wanted it earlier: what replaces them does not serve yet, or they have not taken
+    over its new settings and sizes."""
     may_wait: bool = False
     """While no replica serves, requests may wait for one instead of being refused."""
 

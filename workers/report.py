@@ -38,6 +38,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     address: str | None = None
     max_model_len: int | None = None
+    is_resizing: bool = False
+    """It serves, and will take the sizes that a changed file wants."""
+    refusal: str = ""
+    """Why it serves with earlier sizes than the file wants."""
     fetched_bytes: int = 0
     """Bytes of weights that its process has fetched; the latest, as `status` is."""
     status: WorkerStatus = WorkerStatus()

@@ -19,12 +19,13 @@ from model_registry.changes import Change, change_between
 from model_registry.contract import Frame
 from model_registry.schema import RegistryEntry
 from workers.channel import ChannelServer
+from workers.engine.engine import EngineLimits
 from workers.engine.loop import EngineLoop
 from workers.errors import LoadError
 from workers.exchange import Exchange
 from workers.group import GroupListener
 from workers.initializers import build_engine, initializer_for
-from workers.initializers.base import LoadedModel, engine_limits
+from workers.initializers.base import LoadedModel, engine_sizes
 from workers.report import ReportBoard, WorkerPhase, WorkerReport
 from workers.sources.traffic import FETCHED
 
@@ -49,8 +50,8 @@ class Worker:
         self._group_listener: GroupListener | None = None
         self._starting: asyncio.Task[str] | None = None
         self._loaded: LoadedModel | None = None
-        self._sized_for = entry
-        """The entry whose sizes the engine has, or is about to have."""
+        self._asked_for = entry
+        """The entry whose sizes the engine was asked to take last."""
         self._engine_loop: EngineLoop | None = None
         self._exchange: Exchange | None = None
         self._channel: ChannelServer | None = None
@@ -82,8 +83,8 @@ class Worker:
             return
         self._engine_loop.limit_input(entry.model.generation.max_input_tokens)
         self._exchange.max_requests = _max_requests(entry)
-        if change_between(self._sized_for, entry) is Change.SIZES:
-            await self._resize(entry, self._engine_loop)
+        if change_between(self._asked_for, entry) is Change.SIZES:
+            self._resize(entry, self._engine_loop)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""
@@ -127,45 +128,42 @@ class Worker:
 
     def _load(self) -> LoadedModel:
         """On a thread: the slow part of starting."""
-        entry = self._sized_for
+        entry = self._asked_for
         group = self._group_listener.accept(entry.scaling.num_workers) if self._group_listener else None
         return initializer_for(entry, group).load(entry, self._board.progress)
 
     async def _serve(self, loaded: LoadedModel) -> str:
         """Run the engine and open its channel; returns the address."""
-        engine = await asyncio.to_thread(build_engine, self._sized_for, loaded)
+        engine = await asyncio.to_thread(build_engine, self._asked_for, loaded)
         self._engine_loop = EngineLoop(engine, self._on_frame, self._on_crash)
         self._exchange = Exchange(self._engine_loop, max_requests=_max_requests(self._entry))
         self._channel = ChannelServer(self._exchange, self._secret)
         self._engine_loop.start()
         return await self._channel.start(self._host)
 
-    async def _resize(self, entry: RegistryEntry, engine_loop: EngineLoop) -> None:
-        """Have the engine take over other sizes when its sequences allow; if it cannot, it goes on as it is."""
-        if self._loaded is None or self._loaded.with_sizes is None:
+    def _resize(self, entry: RegistryEntry, engine_loop: EngineLoop) -> None:
+        """Have the engine take other sizes when its sequences allow; if it cannot, it goes on as it is."""
+        loaded = self._loaded
+        if loaded is None or loaded.with_sizes is None:
             return
-        try:
-            resized = await asyncio.to_thread(self._loaded.with_sizes, entry.model.generation)
-        except LoadError as error:
-            self._tell_kept_sizes(error)
-            return
+        with_sizes = loaded.with_sizes
+        self._asked_for = entry
+        self._board.tell(is_resizing=True, refusal="", detail="takes other sizes once its requests allow")
+        engine_loop.resize(
+            lambda: engine_sizes(entry, with_sizes(entry.model.generation)),
+            lambda limits, error: self._on_event_loop(lambda: self._note_resized(entry, limits, error)),
+        )
 
-        def on_done(error: LoadError | None) -> None:
-            self._on_event_loop(lambda: self._note_resized(resized, error))
-
-        self._sized_for = entry
-        self._board.tell(detail="takes other sizes when the requests that need the earlier ones have ended")
-        engine_loop.resize(resized.new_kv_cache, engine_limits(entry, resized), on_done)
-
-    def _note_resized(self, resized: LoadedModel, error: LoadError | None) -> None:
-        if error is not None:
-            self._tell_kept_sizes(error)
-            return
-        self._loaded = resized
-        self._board.tell(detail=resized.note, max_model_len=resized.max_model_len)
-
-    def _tell_kept_sizes(self, error: LoadError) -> None:
-        self._board.tell(detail=f"serves with its earlier sizes: {error}")
+    def _note_resized(self, entry: RegistryEntry, limits: EngineLimits, error: LoadError | None) -> None:
+        if entry is not self._asked_for or self._loaded is None:
+            return  # asked for others meanwhile, whose end says more
+        refusal = f"serves with its earlier sizes: {error}" if error else ""
+        self._board.tell(
+            is_resizing=False,
+            refusal=refusal,
+            detail=refusal or self._loaded.note,
+            max_model_len=limits.max_model_len,
+        )
 
     def _on_frame(self, frame: Frame) -> None:
         """On the engine thread: one step's outputs."""

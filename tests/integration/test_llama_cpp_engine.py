@@ -36,7 +36,7 @@ from workers.engine.engine import Engine
 from workers.engine.runner import Chunk, StepPlan, Truncate
 from workers.errors import LoadError, SourceError
 from workers.initializers import build_engine, initializer_for
-from workers.initializers.base import LoadedModel, engine_limits
+from workers.initializers.base import LoadedModel, engine_sizes
 from workers.initializers.llama_log import redirect_log
 from workers.initializers.llama_parameters import HONOURED, REFUSED, parse_parameters
 from workers.runners.llama_library import has_amx, llama_cpp
@@ -312,7 +312,7 @@ def test_other_sizes_between_two_steps_change_no_answer_and_the_context(gguf: Pa
             entry = entry.model_copy(update={"model": entry.model.model_copy(update={"generation": generation})})
             assert loaded.with_sizes is not None
             loaded = loaded.with_sizes(generation)
-            engine.resize(loaded.new_kv_cache, engine_limits(entry, loaded))
+            engine.resize(engine_sizes(entry, loaded))
             context = loaded.runner._context  # type: ignore[attr-defined]
             assert llama_cpp.llama_n_ctx(context) == generation.kv_cache_tokens
             assert llama_cpp.llama_n_batch(context) == generation.max_batch_tokens

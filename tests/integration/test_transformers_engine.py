@@ -29,7 +29,7 @@ from model_registry.schema import RegistryEntry
 from workers.engine.engine import Engine
 from workers.errors import LoadError, UnsupportedModelError
 from workers.initializers import build_engine, initializer_for
-from workers.initializers.base import LoadedModel, engine_limits
+from workers.initializers.base import LoadedModel, engine_sizes
 from workers.runners.transformers import BLOCK_SIZE, TransformersRunner
 
 PROMPTS = [
@@ -204,7 +204,7 @@ def test_other_sizes_between_two_steps_change_no_answer_and_the_memory(tiny_llam
     for number in count():
         if number % 7 == 6:
             loaded, entry = resized(loaded, entry, **next(sizes))
-            engine.resize(loaded.new_kv_cache, engine_limits(entry, loaded))
+            engine.resize(engine_sizes(entry, loaded))
             runner = loaded.runner
             assert isinstance(runner, TransformersRunner)
             assert runner.num_kv_blocks * BLOCK_SIZE == entry.model.generation.kv_cache_tokens

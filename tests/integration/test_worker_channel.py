@@ -31,19 +31,19 @@ from model_registry.contract import (
 )
 from model_registry.schema import RegistryEntry
 from workers.errors import LoadError
-from workers.report import WorkerPhase
+from workers.report import WorkerPhase, WorkerReport
 from workers.worker import SPARE_REQUESTS, Worker
 
 SECRET = "the pool's"
 
 
-def echo_entry(*, step_time_s: float = 0.0, max_batch_size: int = 4) -> RegistryEntry:
+def echo_entry(*, step_time_s: float = 0.0, max_batch_size: int = 4, **sizes: int) -> RegistryEntry:
     return RegistryEntry.model_validate(
         {
             "model_config": {
                 "model_id": "test/echo",
                 "initialization": {"initializer": {"type": "Echo", "step_time_s": step_time_s}},
-                "generation": {"max_batch_size": max_batch_size},
+                "generation": {"max_batch_size": max_batch_size, **sizes},
             },
             "scaling_config": {"num_gpus_per_worker": 0},
         }
@@ -229,3 +229,43 @@ async def test_a_load_that_crashes_is_a_load_error_of_one_line(monkeypatch: pyte
         await one.start()
     report = await one.report()
     assert (report.phase, report.detail) == (WorkerPhase.FAILED, "RuntimeError: out of luck")
+
+
+async def resized(one: Worker, entry: RegistryEntry) -> WorkerReport:
+    """What it says once it has taken the entry's sizes, or refused them."""
+    await one.reconfigure(entry)
+    async with asyncio.timeout(5):
+        while (report := await one.report()).is_resizing:
+            await one.report(report.version, 1.0)
+    return report
+
+
+async def test_other_sizes_are_taken_or_refused_with_the_reason_and_the_present_ones_wanted_again() -> None:
+    original = echo_entry(max_model_len=512)
+    async with worker(max_model_len=512) as (one, _):
+        taken = await resized(one, echo_entry(max_model_len=256, kv_cache_tokens=1024))
+        assert (taken.max_model_len, taken.refusal, taken.detail) == (256, "", "")
+        refused = await resized(one, echo_entry(max_model_len=512, kv_cache_tokens=64))
+        assert refused.max_model_len == 256
+        assert refused.refusal == refused.detail
+        assert refused.refusal.startswith("serves with its earlier sizes: the KV cache has room for 64 tokens")
+        again = await resized(one, echo_entry(max_model_len=256, kv_cache_tokens=1024))
+        assert (again.max_model_len, again.refusal, again.detail) == (256, "", "")
+        back = await resized(one, original)
+        assert (back.max_model_len, back.refusal) == (512, "")
+
+
+async def test_sizes_that_are_refused_end_an_earlier_change_that_still_waits() -> None:
+    async with worker(step_time_s=0.01, max_model_len=512) as (one, address), connection(address) as call:
+        await submit(call, request("long", "x" * 100, max_tokens=80, ignore_eos=True))
+        await next_frame(call)
+        while not await num_busy(one):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await one.reconfigure(echo_entry(step_time_s=0.01, max_model_len=128))
+        assert (await one.report()).is_resizing
+        refused = await resized(one, echo_entry(step_time_s=0.01, max_model_len=512, kv_cache_tokens=64))
+        assert await num_busy(one), "the change would have waited for this one"
+        assert refused.refusal
+        await wait_until_idle(one)
+        after = await one.report()
+        assert (after.max_model_len, after.refusal) == (512, refused.refusal)

@@ -67,8 +67,10 @@ def is_for_type_checkers(node: ast.AST) -> bool:
 
 def imports_in(node: ast.AST, *, is_later: bool) -> Iterator[tuple[str, bool]]:
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue  # holds no statements
         yield from ((name, is_later) for name in imported_by(child))
-        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
         yield from imports_in(child, is_later=is_later or is_function or is_for_type_checkers(child))
 
 

@@ -43,7 +43,7 @@ NewKVCache = Callable[[], KVCache]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """Sizes an engine is built with, and may be given others of later."""
+    """Of one step and of one sequence."""
 
     max_model_len: int
     """Prompt and generated tokens of one sequence at most."""
@@ -51,6 +51,15 @@ class EngineLimits:
     max_batch_tokens: int
     max_input_tokens: int | None = None
     """Prompt tokens of one sequence at most; None: as many as fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSizes:
+    """What an engine can be given others of between two steps."""
+
+    new_kv_cache: NewKVCache
+    limits: EngineLimits
+    """All but `max_input_tokens`, which `Engine.limit_input` changes."""
 
 
 class Engine:
@@ -94,7 +103,7 @@ class Engine:
         self._max_input_tokens = max_input_tokens
 
     def expect(self, limits: EngineLimits) -> None:
-        """Hold requests that are prepared from now on also to limits that a `resize` will bring. Safe on any thread."""
+        """Hold requests that are prepared or submitted from now on also to limits that a `resize` will bring."""
         self._max_model_len = min(self._limits.max_model_len, limits.max_model_len)
 
     def fits(self, limits: EngineLimits) -> bool:
@@ -102,22 +111,28 @@ class Engine:
         longest = (sequence.num_prompt_tokens + sequence.max_tokens for sequence in self._sequences.values())
         return max(longest, default=0) <= limits.max_model_len
 
-    def resize(self, new_kv_cache: NewKVCache, limits: EngineLimits) -> None:
-        """Go on with other KV memory and other limits, `max_input_tokens` apart; only when they `fit`.
+    def resize(self, sizes: EngineSizes) -> None:
+        """Go on with other KV memory and other limits; only when they `fit`.
 
         Sequences keep their tokens and are computed again. Raises `LoadError` when there is no such memory: the engine
-        then goes on with what it had.
+        then goes on with what it had. Raises `DeviceLostError` when it has neither.
         """
         self._scheduler.preempt_all()
         try:
-            kv_cache = _checked(new_kv_cache(), limits)
+            self._use(sizes)
         except DeviceLostError:
             raise
         except Exception as error:
-            # An edge: every library runs out of memory in its own way. What it had before, it can have again.
-            self._use(self._new_kv_cache, self._new_kv_cache(), self._limits)
+            # An edge: every library runs out of memory in its own way.
+            self._restore()
             raise LoadError(first_line(error)) from error
-        self._use(new_kv_cache, kv_cache, limits)
+
+    def _restore(self) -> None:
+        """Take back the KV memory that was given away for another."""
+        try:
+            self._use(EngineSizes(self._new_kv_cache, self._limits))
+        except Exception as error:
+            raise DeviceLostError(f"the KV cache is gone, and there is no other: {first_line(error)}") from error
 
     @property
     def has_work(self) -> bool:
@@ -178,8 +193,10 @@ class Engine:
             generated_tokens_total=self._generated_tokens_total,
         )
 
-    def _use(self, new_kv_cache: NewKVCache, kv_cache: KVCache, limits: EngineLimits) -> None:
-        self._new_kv_cache = new_kv_cache
+    def _use(self, sizes: EngineSizes) -> None:
+        limits = sizes.limits
+        kv_cache = _checked(sizes.new_kv_cache(), limits)
+        self._new_kv_cache = sizes.new_kv_cache
         self._limits = limits
         self._max_model_len = limits.max_model_len
         self._scheduler.resize(kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens)

@@ -21,7 +21,7 @@ from model_registry.contract import (
     SequenceOutput,
     WorkerStatus,
 )
-from workers.engine.engine import NO_FAULT_DETAILS, Engine, EngineLimits, NewKVCache
+from workers.engine.engine import NO_FAULT_DETAILS, Engine, EngineLimits, EngineSizes
 from workers.engine.sequence import Sequence
 from workers.errors import LoadError
 
@@ -32,11 +32,10 @@ NUM_TOKENIZER_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class _Resizing:
-    """What is asked of `Engine.resize`, and who is told how it went."""
+    """How other sizes are found, and who is told what came of it."""
 
-    new_kv_cache: NewKVCache
-    limits: EngineLimits
-    on_done: Callable[[LoadError | None], None]
+    plan: Callable[[], EngineSizes]
+    on_done: Callable[[EngineLimits, LoadError | None], None]
 
 
 @dataclass(slots=True)
@@ -70,7 +69,7 @@ class EngineLoop:
         self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._changed = threading.Condition()
         self._inbox = _Inbox()
-        self._resizing: _Resizing | None = None
+        self._resizing: tuple[_Resizing, EngineSizes] | None = None
         """What the engine thread will do once every sequence fits."""
         self._preparing: set[str] = set()
         self._stopping = False
@@ -107,16 +106,16 @@ class EngineLoop:
         self._engine.limit_input(max_input_tokens)
 
     def resize(
-        self, new_kv_cache: NewKVCache, limits: EngineLimits, on_done: Callable[[LoadError | None], None]
+        self, plan: Callable[[], EngineSizes], on_done: Callable[[EngineLimits, LoadError | None], None]
     ) -> None:
-        """Have the engine `resize` as soon as every sequence fits, which later ones must at once.
+        """Have the engine `resize` to what `plan` finds, as soon as every sequence fits; new ones must at once.
 
-        `on_done` is called on the engine thread, with the error if it went on as it was; not when another call came
-        before that.
+        Both are called on the engine thread: `plan` soon, and may raise `LoadError`; `on_done` at the end, with the
+        limits that hold now, and the error if the engine went on as it was. A later call takes the place of one that
+        still waits, which is not told.
         """
-        self._engine.expect(limits)
         with self._changed:
-            self._inbox.resizing = _Resizing(new_kv_cache, limits, on_done)
+            self._inbox.resizing = _Resizing(plan, on_done)
             self._changed.notify()
 
     def status(self) -> WorkerStatus:
@@ -150,9 +149,9 @@ class EngineLoop:
                 # Published before the step too: whoever judges health by progress must see work that never steps.
                 self._status = self._engine.status()
                 outputs += self._engine.step()
-                self._resize_if_all_fit()
                 self._status = self._engine.status()
                 self._on_frame(Frame(outputs=tuple(outputs), status=self._status))
+                self._resize_if_all_fit()
         except BaseException as error:
             logger.exception("the engine failed")
             if self._on_crash is None:
@@ -170,6 +169,8 @@ class EngineLoop:
     def _apply(self, inbox: _Inbox) -> list[SequenceOutput]:
         """Bring arrivals into the engine; returns the outputs of requests that failed on the way."""
         outputs = inbox.outputs
+        if inbox.resizing is not None:
+            self._plan(inbox.resizing)
         for sequence in inbox.sequences:
             try:
                 self._engine.submit(sequence)
@@ -177,18 +178,35 @@ class EngineLoop:
                 outputs.append(SequenceOutput(request_id=sequence.request_id, fault=error.fault))
         for request_id in inbox.aborted:
             self._engine.abort(request_id)
-        self._resizing = inbox.resizing or self._resizing
         return outputs
 
+    def _plan(self, resizing: _Resizing) -> None:
+        """Find the sizes, and hold whatever comes from now on to them; an earlier plan is given up."""
+        self._resizing = None
+        try:
+            sizes = resizing.plan()
+        except LoadError as error:
+            self._engine.expect(self._engine.limits)
+            self._tell(resizing, error)
+        else:
+            self._engine.expect(sizes.limits)
+            self._resizing = resizing, sizes
+
     def _resize_if_all_fit(self) -> None:
-        resizing = self._resizing
-        if resizing is None or not self._engine.fits(resizing.limits):
+        if self._resizing is None:
+            return
+        resizing, sizes = self._resizing
+        if not self._engine.fits(sizes.limits):
             return
         self._resizing = None
         try:
-            self._engine.resize(resizing.new_kv_cache, resizing.limits)
+            self._engine.resize(sizes)
         except LoadError as error:
-            logger.warning("the engine keeps its sizes: %s", error)
-            resizing.on_done(error)
+            self._tell(resizing, error)
         else:
-            resizing.on_done(None)
+            self._tell(resizing, None)
+
+    def _tell(self, resizing: _Resizing, error: LoadError | None) -> None:
+        if error is not None:
+            logger.warning("the engine keeps its sizes: %s", error)
+        resizing.on_done(self._engine.limits, error)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model_registry.schema import Generation, RegistryEntry
-from workers.engine.engine import Engine, EngineLimits, NewKVCache
+from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
 from workers.engine.tokenizer import Tokenizer
@@ -35,8 +35,8 @@ class LoadedModel:
     with_sizes: Callable[[Generation], LoadedModel] | None = None
     """The same weights for the sizes that another `generation` section says; None where that takes a load.
 
-    Memory stays as it is until the `new_kv_cache` of what it returns is called, which first gives back what the runner
-    has. Raises `LoadError` when there is no room for such sizes.
+    Called between two steps. Memory stays as it is until the `new_kv_cache` of what it returns is called, which first
+    gives back what the runner has. Raises `LoadError` when there is no room for such sizes.
     """
 
 
@@ -48,15 +48,16 @@ class Initializer(Protocol):
 
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
-    limits = engine_limits(entry, loaded)
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, new_kv_cache=loaded.new_kv_cache, limits=limits)
+    sizes = engine_sizes(entry, loaded)
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, new_kv_cache=sizes.new_kv_cache, limits=sizes.limits)
 
 
-def engine_limits(entry: RegistryEntry, loaded: LoadedModel) -> EngineLimits:
+def engine_sizes(entry: RegistryEntry, loaded: LoadedModel) -> EngineSizes:
     generation = entry.model.generation
-    return EngineLimits(
+    limits = EngineLimits(
         max_model_len=loaded.max_model_len,
         max_batch_size=generation.max_batch_size,
         max_batch_tokens=generation.max_batch_tokens,
         max_input_tokens=generation.max_input_tokens,
     )
+    return EngineSizes(loaded.new_kv_cache, limits)

@@ -265,10 +265,12 @@ def _tokens_in_memory(layers: Sequence[LayerShape], num_held: int) -> int:
     return min(_free_bytes(device, num_held * size) // size for device, size in token_bytes.items())
 
 
-def _free_bytes(device: torch.device, num_held: int) -> int:
+def _free_bytes(device: torch.device, held_bytes: int) -> int:
+    """Of them, what a KV cache may take once the present one, of so many bytes, is given back."""
     if device.type != "cuda":
-        return int((psutil.virtual_memory().available + num_held) * HOST_KV_SHARE)
+        # Of a present cache only what was written is taken, see `_zeros`; nobody knows how much that is.
+        return int(psutil.virtual_memory().available * HOST_KV_SHARE)
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_allocated(device)
-    return int((min(free + unused, allowed) + num_held) * GPU_KV_SHARE)
+    return int((min(free + unused, allowed) + held_bytes) * GPU_KV_SHARE)

@@ -94,7 +94,7 @@ class Deployment:
             replicas=tuple(slot.view for slot in slots),
             max_model_len=min(lengths, default=None),
             num_wanted=self.target,
-            num_outdated=sum(not self._is_current(slot) for slot in slots),
+            num_outdated=sum(not self._is_current(slot) or slot.replica.is_outdated for slot in slots),
             may_wait=self._may_wait,
         )
 
@@ -157,10 +157,14 @@ class Deployment:
         self.model = model
         bounds = model.entry.deployment.autoscaling_config
         self.target = min(max(self.target, bounds.min_replicas), bounds.max_replicas)
-        for slot in self._slots:
-            if self._is_current(slot):
-                slot.revision = model.current
-                slot.replica.reconfigure(model.entry)
+        for slot in tuple(self._slots):
+            if not self._is_current(slot):
+                continue
+            if slot.replica.state is ReplicaState.FAILED:
+                self._retire(slot)  # the change may be what it was waiting for: another one tries at once
+                continue
+            slot.revision = model.current
+            slot.replica.reconfigure(model.entry)
         self._reconcile()
 
     def scale_to(self, target: int) -> None:

@@ -110,6 +110,8 @@ class Replica:
         self.detail = "waiting for resources"
         self.address: str | None = None
         self.max_model_len: int | None = None
+        self.refusal = ""
+        """Why its worker does not take the sizes that are wanted."""
         self.pid: int | None = None
         self.fetched_bytes = 0
         self.num_ongoing = 0
@@ -125,6 +127,7 @@ class Replica:
         self._entry = entry
         self._configured: RegistryEntry | None = None
         """What the worker last took its settings from; None: it may be an adopted one that knows older ones."""
+        self._is_resizing = False
         self._host = host
         self._load_timeout_s = load_timeout_s
         self._entry_changed = asyncio.Event()
@@ -141,12 +144,18 @@ class Replica:
             state=self.state,
             detail=self.detail,
             address=self.address,
+            refusal=self.refusal,
             fetched_bytes=self.fetched_bytes,
         )
 
     @property
     def is_serving(self) -> bool:
         return self.state is ReplicaState.READY
+
+    @property
+    def is_outdated(self) -> bool:
+        """It serves, and not with all settings and sizes that are wanted of it."""
+        return self.is_serving and (self._configured is not self._entry or self._is_resizing or bool(self.refusal))
 
     @property
     def served_s(self) -> float | None:
@@ -251,10 +260,10 @@ class Replica:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-        report = await self._bounded(worker.report(None, 0.0), "it does not answer")
-        self.max_model_len = report.max_model_len
-        self.fetched_bytes = report.fetched_bytes
         await self._configure(worker)
+        report = await self._next_report(worker, None)
+        self.fetched_bytes = report.fetched_bytes
+        self._note_sizes(report)
         self._ready_at = self._progressed_at = self.last_used_at = time.monotonic()
         self._move("served", report.detail)
 
@@ -282,7 +291,9 @@ class Replica:
                     await stopped
                 if changed in done:
                     await self._configure(worker)
+                    self._note_sizes(await self._next_report(worker, None))
                     changed = asyncio.ensure_future(self._entry_changed.wait())
+                    self._on_change()
                 if reported in done:
                     report = await reported
                     self._note_sizes(report)
@@ -291,6 +302,7 @@ class Replica:
         finally:
             for waiting in (stopped, changed, reported):
                 waiting.cancel()
+            await asyncio.gather(stopped, changed, reported, return_exceptions=True)
 
     async def _next_report(self, worker: WorkerClient, seen: int | None) -> WorkerReport:
         return await self._bounded(worker.report(seen, HEALTH_PERIOD_S), "it does not answer")
@@ -310,8 +322,9 @@ class Replica:
 
     def _note_sizes(self, report: WorkerReport) -> None:
         """A changed file may have given it other sizes, at once or after the requests that needed the earlier ones."""
-        if report.max_model_len != self.max_model_len:
-            self.max_model_len = report.max_model_len
+        told = (report.max_model_len, report.is_resizing, report.refusal)
+        if told != (self.max_model_len, self._is_resizing, self.refusal):
+            self.max_model_len, self._is_resizing, self.refusal = told
             self._on_change()
         self._tell(report.detail)
 

@@ -54,7 +54,7 @@ class LlamaCppRunner:
         self._finalizer: weakref.finalize[..., LlamaCppRunner] | None = None
 
     def resize(self, sizes: ContextSizes, new_context: NewContext) -> None:
-        """Have a context of these sizes, whose content is nothing; another one is given back first."""
+        """Have a context of these sizes; one of others is given back first, and the new one has nothing in it."""
         if sizes == self.sizes:
             return
         if self._finalizer is not None:

@@ -79,7 +79,7 @@ class TransformersRunner:
         return logits[wanted].float()
 
     def resize(self, *, num_kv_blocks: int, max_model_len: int) -> None:
-        """Have a KV cache of so many blocks, whose content is nothing; another one is given back first."""
+        """Have a KV cache of so many blocks; one of another size is given back first, and the new one is empty."""
         self._max_model_len = max_model_len
         if num_kv_blocks == self.num_kv_blocks:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from aviary.progress import HOPELESS_S, Outcome, Progress
 from aviary.status_table import table_of
 from model_registry.contract import ModelView, PoolView, ReplicaState, ReplicaView
@@ -125,3 +127,15 @@ def test_a_failed_replica_does_not_settle_a_model_whose_other_replica_may_still_
     assert not is_settled(progress)
     progress.update(pool(model("a/b", (PENDING, "waiting for resources"), (FAILED, "none here"))))
     assert progress.outcomes == (Outcome("a/b", "failed: no luck"),)
+
+
+def test_a_model_that_cannot_take_its_new_sizes_is_waited_for_and_then_told() -> None:
+    progress = Progress(["a/b"], Clock())
+    resizing = msgspec.structs.replace(model("a/b", (READY, "takes other sizes")), num_outdated=1)
+    progress.update(pool(resizing))
+    assert not is_settled(progress)
+    refused = ReplicaView(replica_id="r0", state=READY, detail="no room", refusal="no room")
+    progress.update(pool(msgspec.structs.replace(resizing, replicas=(refused,))))
+    assert progress.outcomes == (Outcome("a/b", "no room"),)
+    progress.update(pool(model("a/b", (READY, ""))))
+    assert progress.outcomes == (Outcome("a/b", ""),)

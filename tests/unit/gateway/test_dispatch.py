@@ -650,11 +650,11 @@ async def test_a_request_that_no_channel_carries_is_refused_alone(monkeypatch: p
 async def test_a_worker_that_connects_and_breaks_off_is_asked_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(worker_link, "FIRST_BACK_OFF_S", 0.02)
+    monkeypatch.setattr(worker_link, "FIRST_BACK_OFF_S", 0.008)
     worker = BreakingWorker()
     async with dispatching({"a": worker}):
-        await asyncio.sleep(0.5)
-    # Waits of 0.02, 0.04, 0.08, 0.16 and 0.32 s, each at least half of it.
+        await asyncio.sleep(0.2)
+    # Waits of 8, 16, 32, 64 and 128 ms, each at least half of it.
     assert 3 <= worker.num_connections <= 6
 
 

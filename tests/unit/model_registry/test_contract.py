@@ -50,8 +50,8 @@ REAL = st.floats(allow_nan=False, allow_infinity=False)
 TOKENS = st.lists(st.integers(0, 2**31), max_size=5).map(tuple)
 
 
-def several(items: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
-    return st.lists(items, max_size=4).map(tuple)
+def several(items: st.SearchStrategy[Any], at_most: int = 4) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(items, max_size=at_most).map(tuple)
 
 
 SAMPLING = st.builds(
@@ -83,7 +83,7 @@ FAULTS = st.builds(Fault, kind=st.sampled_from(FaultKind), message=TEXT, param=s
 CANDIDATES = st.builds(
     Candidate, token_id=COUNT, text=st.binary(max_size=5), is_special=st.booleans(), logprob=st.floats(max_value=0)
 )
-LOGPROBS = several(st.builds(TokenLogprobs, CANDIDATES, several(CANDIDATES)))
+LOGPROBS = several(st.builds(TokenLogprobs, CANDIDATES, several(CANDIDATES, at_most=2)), at_most=2)
 PARTIAL = st.builds(SequenceOutput, request_id=st.just("r"), text=TEXT, token_ids=TOKENS, logprobs=LOGPROBS)
 FINAL = st.builds(
     SequenceOutput,
@@ -98,7 +98,7 @@ FINAL = st.builds(
 )
 FRAMES = st.builds(
     Frame,
-    outputs=several(FINAL),
+    outputs=several(FINAL, at_most=3),
     status=st.builds(WorkerStatus, num_running=COUNT, num_waiting=COUNT, num_steps=COUNT, kv_cache_usage=REAL),
 )
 

@@ -27,7 +27,7 @@ from workers.engine.echo import (
     EchoRunner,
     EchoSampler,
 )
-from workers.engine.engine import Engine, EngineLimits
+from workers.engine.engine import Engine, EngineLimits, EngineSizes
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sampler import SampledToken
@@ -430,7 +430,7 @@ def resize(
         return PagedKVCache(num_kv_blocks, BLOCK_SIZE)
 
     limits = EngineLimits(max_model_len=max_model_len, max_batch_size=max_batch_size, max_batch_tokens=32)
-    engine.resize(new_kv_cache, limits)
+    engine.resize(EngineSizes(new_kv_cache, limits))
 
 
 def test_a_larger_batch_runs_in_the_next_step_and_a_smaller_one_puts_sequences_off() -> None:
@@ -491,7 +491,7 @@ def test_sizes_that_cannot_be_had_leave_the_engine_as_it_was() -> None:
         raise MemoryError("out of memory\nand more")
 
     with pytest.raises(LoadError, match=r"^out of memory$"):
-        engine.resize(no_memory, limits)
+        engine.resize(EngineSizes(no_memory, limits))
     assert engine.limits.max_model_len == 256
     submit(engine, "long", "x" * 99)
     assert {output.text for output in drain(engine).values()} == {"ello world", "x" * 99}
@@ -504,4 +504,19 @@ def test_a_device_that_is_lost_meanwhile_ends_the_engine() -> None:
         raise DeviceLostError("gone")
 
     with pytest.raises(DeviceLostError):
-        engine.resize(lost, engine.limits)
+        engine.resize(EngineSizes(lost, engine.limits))
+
+
+def test_without_the_new_memory_and_the_old_one_nothing_can_go_on() -> None:
+    tries: list[str] = []
+
+    def refused() -> PagedKVCache:
+        tries.append("no room")
+        if len(tries) > 1:
+            raise LoadError("no room")
+        return PagedKVCache(64, BLOCK_SIZE)
+
+    limits = EngineLimits(max_model_len=64, max_batch_size=1, max_batch_tokens=64)
+    engine = Engine(EchoRunner(64), EchoSampler(), ByteTokenizer(), new_kv_cache=refused, limits=limits)
+    with pytest.raises(DeviceLostError, match="no room"):
+        engine.resize(EngineSizes(refused, limits))

@@ -19,12 +19,12 @@ from model_registry.contract import (
     TextSegment,
 )
 from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
-from workers.engine.engine import Engine, EngineLimits
+from workers.engine.engine import Engine, EngineLimits, EngineSizes
 from workers.engine.loop import EngineLoop
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sequence import Sequence
-from workers.errors import LoadError
+from workers.errors import DeviceLostError, LoadError
 
 WAIT_S = 10
 
@@ -32,7 +32,7 @@ WAIT_S = 10
 def make_engine(runner: EchoRunner | None = None) -> Engine:
     limits = EngineLimits(max_model_len=256, max_batch_size=4, max_batch_tokens=64)
     return Engine(
-        runner or EchoRunner(64, step_time_s=0.001),
+        runner or EchoRunner(64, step_time_s=0.0005),
         EchoSampler(),
         ByteTokenizer(),
         new_kv_cache=lambda: PagedKVCache(64, BLOCK_SIZE),
@@ -167,20 +167,21 @@ class Done:
     """Told how a change of sizes went."""
 
     def __init__(self) -> None:
-        self.errors: queue.Queue[LoadError | None] = queue.Queue()
+        self.ends: queue.Queue[tuple[int, LoadError | None]] = queue.Queue()
 
-    def __call__(self, error: LoadError | None) -> None:
-        self.errors.put(error)
+    def __call__(self, limits: EngineLimits, error: LoadError | None) -> None:
+        self.ends.put((limits.max_model_len, error))
 
 
-def new_kv_cache() -> PagedKVCache:
-    return PagedKVCache(64, BLOCK_SIZE)
+def sizes(max_model_len: int) -> EngineSizes:
+    limits = EngineLimits(max_model_len=max_model_len, max_batch_size=1, max_batch_tokens=64)
+    return EngineSizes(lambda: PagedKVCache(64, BLOCK_SIZE), limits)
 
 
 def test_other_sizes_are_taken_at_once_while_nothing_runs(loop: EngineLoop, reader: Reader) -> None:
     done = Done()
-    loop.resize(new_kv_cache, EngineLimits(max_model_len=16, max_batch_size=1, max_batch_tokens=64), done)
-    assert done.errors.get(timeout=WAIT_S) is None
+    loop.resize(lambda: sizes(16), done)
+    assert done.ends.get(timeout=WAIT_S) == (16, None)
     loop.submit([request("long", "x" * 20), request("short", "abc")])
     assert reader.until_final("long").fault is not None
     assert reader.until_final("short").text == "abc"
@@ -191,16 +192,18 @@ def test_other_sizes_wait_for_a_sequence_that_needs_the_present_ones(loop: Engin
     while not loop.status().num_running:
         time.sleep(0.001)
     replaced, done = Done(), Done()
-    loop.resize(new_kv_cache, EngineLimits(max_model_len=16, max_batch_size=1, max_batch_tokens=64), replaced)
-    loop.resize(new_kv_cache, EngineLimits(max_model_len=32, max_batch_size=1, max_batch_tokens=64), done)
+    loop.resize(lambda: sizes(16), replaced)
+    loop.resize(lambda: sizes(32), done)
+    while loop._engine._max_model_len != 32:
+        time.sleep(0.001)
     loop.submit([request("refused", "x" * 50)])
     refused = reader.until_final("refused").fault
     assert refused is not None
     assert "maximum context length is 32 tokens" in refused.message
-    assert done.errors.empty(), "it still runs"
+    assert done.ends.empty(), "it still runs"
     assert reader.until_final("long").text == "x" * 99
-    assert done.errors.get(timeout=WAIT_S) is None
-    assert replaced.errors.empty()
+    assert done.ends.get(timeout=WAIT_S) == (32, None)
+    assert replaced.ends.empty()
 
 
 def test_sizes_that_cannot_be_had_are_told_and_the_loop_goes_on(loop: EngineLoop, reader: Reader) -> None:
@@ -208,7 +211,39 @@ def test_sizes_that_cannot_be_had_are_told_and_the_loop_goes_on(loop: EngineLoop
         raise MemoryError("no room")
 
     done = Done()
-    loop.resize(no_memory, EngineLimits(max_model_len=16, max_batch_size=1, max_batch_tokens=64), done)
-    assert str(done.errors.get(timeout=WAIT_S)) == "no room"
+    loop.resize(lambda: EngineSizes(no_memory, sizes(16).limits), done)
+    max_model_len, error = done.ends.get(timeout=WAIT_S)
+    assert (max_model_len, str(error)) == (256, "no room")
     loop.submit([request("long", "x" * 99)])
     assert reader.until_final("long").text == "x" * 99
+
+
+def test_sizes_that_do_not_add_up_end_an_earlier_change_that_still_waits(loop: EngineLoop, reader: Reader) -> None:
+    def contradiction() -> EngineSizes:
+        raise LoadError("too few tokens")
+
+    loop.submit([request("long", "x" * 99)])
+    while not loop.status().num_running:
+        time.sleep(0.001)
+    replaced, done = Done(), Done()
+    loop.resize(lambda: sizes(16), replaced)
+    loop.resize(contradiction, done)
+    max_model_len, error = done.ends.get(timeout=WAIT_S)
+    assert (max_model_len, str(error)) == (256, "too few tokens")
+    loop.submit([request("as long", "x" * 99)])
+    assert reader.until_final("as long").text == "x" * 99
+    assert replaced.ends.empty()
+
+
+def test_an_engine_that_has_no_memory_left_ends() -> None:
+    crashed: queue.Queue[BaseException] = queue.Queue()
+    engine = make_engine()
+    loop = EngineLoop(engine, lambda frame: None, crashed.put)
+    loop.start()
+
+    def no_memory() -> PagedKVCache:
+        raise LoadError("no room")
+
+    engine._new_kv_cache = no_memory
+    loop.resize(lambda: EngineSizes(no_memory, sizes(16).limits), Done())
+    assert isinstance(crashed.get(timeout=WAIT_S), DeviceLostError)

@@ -41,6 +41,8 @@ class FakeWorker:
         self.phase = WorkerPhase.LOADING
         self.fetched_bytes = 0
         self.note = "runs eagerly"
+        self.is_resizing = False
+        self.refusal = ""
         self.max_model_len = 128
 
     async def start(self) -> str:
@@ -60,6 +62,8 @@ class FakeWorker:
             detail=detail,
             pid=42,
             max_model_len=self.max_model_len,
+            is_resizing=self.is_resizing,
+            refusal=self.refusal,
             fetched_bytes=self.fetched_bytes,
             status=self.status,
         )
@@ -105,7 +109,7 @@ class FakeHost:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FIRST_PLACEMENT_NEWS_S", "PLACEMENT_NEWS_S", "PROGRESS_PAUSE_S", "HEALTH_PERIOD_S"):
         monkeypatch.setattr(replica_module, name, 0.01)
-    monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(replica_module, "CALL_TIMEOUT_S", 0.1)
     monkeypatch.setattr("workers.pool.back_off.FIRST_DELAY_S", 0.05)
 
 
@@ -278,7 +282,7 @@ async def _live_through(events: list[str]) -> None:
     task = asyncio.create_task(replica.run())
     for event in events:
         _inflict(event, host)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.015)
         if event == "retire":
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -594,3 +598,37 @@ async def test_replicas_of_an_older_revision_are_adopted_and_replaced() -> None:
     bring_up(hosts[1])
     await until(lambda: [one.split("-")[0] for one in ids(deployment)] == ["d2"])
     await deployment.stop()
+
+
+async def test_a_replica_is_outdated_until_it_has_taken_other_sizes_and_shows_why_it_does_not() -> None:
+    async with deployed(1) as (deployment, hosts):
+        assert deployment.view.num_outdated == 0
+        worker = hosts[0].worker
+        worker.is_resizing = True
+        deployment.update(WantedModel(revisions=(Revision(revision_id="d1", entry=entry(1)),), created=5))
+        assert deployment.view.num_outdated == 1
+        await until(lambda: len(worker.configured) == 2)
+        await asyncio.sleep(0.05)
+        assert deployment.view.num_outdated == 1
+        worker.is_resizing, worker.refusal = False, "serves with its earlier sizes: no room"
+        await until(lambda: deployment.view.replicas[0].refusal == worker.refusal)
+        assert deployment.view.num_outdated == 1
+        worker.refusal = ""
+        await until(lambda: deployment.view.num_outdated == 0)
+
+
+async def test_a_changed_file_ends_the_wait_of_a_replica_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pool.back_off.FIRST_DELAY_S", 60.0)
+    async with deployed(2) as (deployment, hosts):
+        served, failing = hosts
+        failing.worker.died.set_result(None)
+        await until(lambda: len(hosts) == 3)
+        hosts[2].worker.load_error = "no room for the KV cache"
+        bring_up(hosts[2])
+        await until(lambda: any("next attempt in 60 s" in one.detail for one in deployment.view.replicas))
+        smaller = WantedModel(revisions=(Revision(revision_id="d1", entry=entry(2)),), created=5)
+        deployment.update(smaller)
+        assert len(hosts) == 4
+        bring_up(hosts[3])
+        await ready(deployment, 2)
+        assert served.worker.calls == []

@@ -12,6 +12,11 @@ from workers.errors import SourceError
 from workers.sources.lock import file_lock
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.sources.lock._RETRY_S", 0.01)
+
+
 def ignore(_line: str) -> None:
     pass
 
@@ -20,8 +25,8 @@ def test_a_second_holder_gives_up_after_its_deadline_naming_the_first(tmp_path: 
     lock = tmp_path / "locks" / "a.lock"
     with (
         file_lock(lock, "fetching a", ignore),
-        pytest.raises(SourceError, match=rf"process {os.getpid()} has been fetching a for more than 0.1 s"),
-        file_lock(lock, "fetching a", ignore, timeout_s=0.1),
+        pytest.raises(SourceError, match=rf"process {os.getpid()} has been fetching a for more than 0.02 s"),
+        file_lock(lock, "fetching a", ignore, timeout_s=0.02),
     ):
         pass
 
