@@ -45,7 +45,7 @@ class GatewaySettings(BaseSettings):
         RoutingPolicy.AFFINITY,
         description="How a replica is chosen: by prefix and session within bounds of its load, or by load alone.",
     )
-    max_choices: int = Field(8, ge=1, le=128, description="Largest `n` of a request.")
+    max_choices: int = Field(8, ge=1, le=128, description="Largest `n` and `best_of` of a request.")
 
     @classmethod
     def load(cls) -> Self:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
+from openai.types import CompletionChoice
 from openai.types.chat import ChatCompletionUserMessageParam
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -65,6 +68,56 @@ async def test_the_async_client_gets_completions_and_streams(server: Server) -> 
     assert whole.choices[0].finish_reason == "length"
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 12
+
+
+def test_several_prompts_are_one_batch_in_which_each_says_what_it_says_alone(server: Server) -> None:
+    prompts = ["Once upon a time", "The capital of France is", "Water boils at"]
+    fields: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+    alone = [server.client.completions.create(prompt=prompt, **fields) for prompt in prompts]
+    together = server.client.completions.create(prompt=prompts, n=2, **fields)
+    assert [choice.index for choice in together.choices] == list(range(6))
+    assert [choice.text for choice in together.choices] == [one.choices[0].text for one in alone for _ in range(2)]
+    assert together.usage is not None
+    assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+    assert together.usage.completion_tokens == 6 * 8
+    texts = [""] * 3
+    for chunk in server.client.completions.create(prompt=prompts, stream=True, **fields):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [one.choices[0].text for one in alone]
+
+
+def test_token_ids_are_a_prompt_and_those_that_do_not_exist_are_refused(server: Server) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+    one = server.client.completions.create(prompt=[504, 3575, 282, 4649, 314], **fields)
+    two = server.client.completions.create(prompt=[[504, 3575, 282, 4649, 314], [504]], **fields)
+    assert one.usage is not None
+    assert one.usage.prompt_tokens == 5
+    assert one.choices[0].text == two.choices[0].text != two.choices[1].text
+    with pytest.raises(openai.BadRequestError, match="vocabulary") as refused:
+        server.client.completions.create(prompt=[[504], [49_152]], **fields)
+    assert refused.value.param == "prompt"
+    with pytest.raises(openai.BadRequestError, match="token 49152 is outside") as refused:
+        server.client.completions.create(prompt="Hi", logit_bias={"49152": 1}, **fields)
+    assert refused.value.param == "logit_bias"
+
+
+def test_the_best_of_several_is_the_likeliest_by_token(server: Server) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "prompt": "My favourite", "temperature": 1.2, "seed": 3, "max_tokens": 8}
+    made = server.client.completions.create(n=4, logprobs=0, **fields)
+    best = server.client.completions.create(n=1, best_of=4, **fields)
+
+    def mean_logprob(choice: CompletionChoice) -> float:
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs is not None
+        return statistics.fmean(choice.logprobs.token_logprobs)
+
+    assert len({choice.text for choice in made.choices}) == 4
+    assert best.choices[0].text == max(made.choices, key=mean_logprob).text
+    assert best.choices[0].logprobs is None
+    assert made.usage is not None
+    assert best.usage is not None
+    assert best.usage.completion_tokens == made.usage.completion_tokens
 
 
 def test_curl_sees_server_sent_events(server: Server) -> None:

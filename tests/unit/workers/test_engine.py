@@ -179,9 +179,18 @@ def test_a_default_limit_gives_way_to_the_room_there_is() -> None:
     assert (output.finish_reason, len(output.token_ids)) == (FinishReason.LENGTH, 32 - 4)
 
 
-def test_stop_tokens_outside_the_vocabulary_are_refused_by_value() -> None:
-    with pytest.raises(RequestFaultError, match="Stop token 100000"):
-        make_engine().prepare(request("bad", "x", stop_token_sequences=((1, 100_000),)))
+@pytest.mark.parametrize(
+    ("sampling", "param"),
+    [
+        ({"stop_token_sequences": ((1, 100_000),)}, "stop_token_ids"),
+        ({"stop_token_ids": (1, 100_000)}, "stop_token_ids"),
+        ({"logit_bias": {1: 1.0, 100_000: -1.0}}, "logit_bias"),
+    ],
+)
+def test_tokens_outside_the_vocabulary_are_refused_by_value(sampling: dict[str, object], param: str) -> None:
+    with pytest.raises(RequestFaultError, match=f"Invalid '{param}': token 100000 is outside") as refused:
+        make_engine().prepare(request("bad", "x", **sampling))
+    assert refused.value.fault.param == param
 
 
 def test_token_prompts_are_checked_against_the_vocabulary() -> None:
