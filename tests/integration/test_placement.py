@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from aviary.ray_cluster import RayCluster
 from model_registry.contract import ModelView, ReplicaView
 from model_registry.schema import RegistryEntry
 from tests.support.live_pool import OPTIONS, entry, num_ready, until
-from tests.support.ray_head import RayHead
+from tests.support.ray_head import end_all, processes_of, start_node
 from workers.pool.client import PoolClient
 
 NUM_NODES = 3
@@ -27,13 +28,19 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with RayHead() as head, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        head.add_node("--num-cpus=2")
-        head.add_node("--num-cpus=2", "--num-gpus=1", '--resources={"instance_type_g5": 1}')
-        joined = asyncio.run(RayCluster.join(head.address))
-        yield joined
-        asyncio.run(joined.close())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 2}))
+        head = asyncio.run(RayCluster.start_local(num_cpus=2))
+    folder = head._temp_dir
+    assert folder is not None
+    own = {process.pid for process in processes_of(folder)}
+    try:
+        for offer in (["--num-cpus=2"], ["--num-cpus=2", "--num-gpus=1", '--resources={"instance_type_g5": 1}']):
+            start_node(f"--address={head.address}", *offer, RAY_AUTH_MODE="token")
+        yield head
+    finally:
+        end_all(lambda: [process for process in processes_of(folder) if process.pid not in own])
+        asyncio.run(head.close())
 
 
 @pytest_asyncio.fixture

@@ -5,12 +5,14 @@ Everything it starts is found by its folder's name and is ended one by one: othe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -39,36 +41,14 @@ class RayHead:
 
     def __enter__(self) -> Self:
         head = (f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self._folder / 'ray'}")
-        self._start("--head", *head, f"--ray-client-server-port={free_port()}", "--num-cpus=2")
-        return self
-
-    def add_node(self, *options: str) -> None:
-        """One more node on this machine, that offers what `ray start` is told."""
-        self._start(f"--address={self.address}", *options)
-
-    def _start(self, *options: str) -> None:
-        environment = {
-            **os.environ,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
-            "RAY_gcs_storage": "rocksdb",
-            "RAY_gcs_storage_path": str(self._folder / "gcs"),
-        }
-        command = [
-            str(Path(sys.executable).with_name("ray")),
-            "start",
-            *options,
-            "--node-ip-address=127.0.0.1",
-            "--object-store-memory=100000000",
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-            *(f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")),
-        ]
-        started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S, check=False)
-        if started.returncode:
+        client = f"--ray-client-server-port={free_port()}"
+        memory = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self._folder / "gcs")}
+        try:
+            start_node("--head", *head, client, "--num-cpus=2", RAY_AUTH_MODE="disabled", **memory)
+        except RuntimeError:
             self.end()
-            raise RuntimeError(f"Ray did not start:\n{started.stdout}\n{started.stderr}")
+            raise
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
@@ -93,18 +73,66 @@ class RayHead:
         )
 
     def processes(self) -> list[psutil.Process]:
-        return [process for process in psutil.process_iter() if _mentions(process, str(self._folder))]
+        return processes_of(self._folder)
 
     def end(self) -> None:
         """All of it, with what it remembers."""
-        deadline = time.monotonic() + END_S
-        while (processes := self.processes()) and time.monotonic() < deadline:
-            for process in processes:
-                process.kill()
-            psutil.wait_procs(processes, 1)
+        end_all(self.processes)
         for head in self._restarted:
             head.wait(END_S)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def start_node(*options: str, **environment: str) -> None:
+    """`ray start`, of a head or of one more node on this machine. Raises `RuntimeError` with what it said."""
+    ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        *options,
+        "--node-ip-address=127.0.0.1",
+        "--object-store-memory=100000000",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        *(f"--{name}={free_port()}" for name in ports),
+    ]
+    patience = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+    started = subprocess.run(
+        command,
+        env={**os.environ, **patience, **environment},
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    if started.returncode:
+        raise RuntimeError(f"Ray did not start:\n{started.stdout}\n{started.stderr}")
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Of the cluster that lives in this folder."""
+    return [process for process in psutil.process_iter() if _mentions(process, str(folder))]
+
+
+def end_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
+    """Until it finds no more: those that are killed may have started others meanwhile.
+
+    And what they started: a process with a title of its own no longer shows where it belongs.
+    """
+    deadline = time.monotonic() + END_S
+    while (processes := find()) and time.monotonic() < deadline:
+        everything = {*processes, *(child for process in processes for child in _descendants(process))}
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everything, 1)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _mentions(process: psutil.Process, folder: str) -> bool:
