@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import ray
+from ray._private import worker as ray_worker
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves this class out
 from ray.exceptions import RayError
 
@@ -138,11 +139,18 @@ class _RayThread:
 
 def _init(options: dict[str, Any]) -> str:
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray prints which nodes and workers died on the stdout of every program, among what was asked of that program.
+    ray_worker.print_to_stdstream = _log_message
     context = ray.init(
         namespace=POOL_NAMESPACE, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **options
     )
     address: str = context.address_info["gcs_address"]
     return address
+
+
+def _log_message(data: dict[str, Any], ignore_prefix: bool) -> None:
+    for line in data["lines"]:
+        logger.info("Ray says: %s", line.strip())
 
 
 def _cluster_id(address: str) -> str | None:

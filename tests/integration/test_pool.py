@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
@@ -36,6 +37,19 @@ async def test_a_killed_worker_is_replaced_and_the_other_goes_on(pool: PoolClien
     assert kept in after.models[0].replicas
     assert after.version > before.version
     assert (await pool.pids())[kept.replica_id] == pids[kept.replica_id]
+
+
+async def test_what_ray_says_about_a_death_is_logged_and_not_printed(
+    pool: PoolClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "aviary.ray_cluster")
+    await pool.apply([entry("test/echo")], OPTIONS)
+    before = await until(pool, lambda models: num_ready(models["test/echo"]) == 1)
+    os.kill((await pool.pids())[before.models[0].replicas[0].replica_id], signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while "Ray says: A worker died" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert "worker died" not in capfd.readouterr().out
 
 
 async def test_a_worker_that_gets_sigterm_ends_soon_and_is_replaced(pool: PoolClient) -> None:
