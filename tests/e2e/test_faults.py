@@ -52,12 +52,13 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         try:
-            stream = self.server.client.completions.create(
-                model=MODEL, prompt=self.prompt, max_tokens=2 * NUM_TOKENS, stream=True
-            )
-            for chunk in stream:
-                self.text += chunk.choices[0].text
-                self.began.set()
+            with self.server.client as client:
+                stream = client.completions.create(
+                    model=MODEL, prompt=self.prompt, max_tokens=2 * NUM_TOKENS, stream=True
+                )
+                for chunk in stream:
+                    self.text += chunk.choices[0].text
+                    self.began.set()
         except openai.APIError as error:
             self.error = error
         self.ended_at = time.monotonic()

@@ -117,9 +117,10 @@ def streaming(server: Server, count: int) -> Iterator[list[str]]:
     def stream(has_begun: threading.Event) -> None:
         text = ""
         try:
-            for chunk in server.client.completions.create(model=MODEL, prompt=TEXT, max_tokens=len(TEXT), stream=True):
-                text += chunk.choices[0].text
-                has_begun.set()
+            with server.client as client:
+                for chunk in client.completions.create(model=MODEL, prompt=TEXT, max_tokens=len(TEXT), stream=True):
+                    text += chunk.choices[0].text
+                    has_begun.set()
         except (openai.APIError, httpx.HTTPError) as error:
             text = type(error).__name__
         ends.append(text)

@@ -55,7 +55,8 @@ def server(start: Callable[..., Server], folder: Folder) -> Server:
 
 
 def answer(server: Server, name: str) -> str:
-    return server.client.completions.create(model=f"test/{name}", prompt="hello", max_tokens=8).choices[0].text
+    with server.client as client:
+        return client.completions.create(model=f"test/{name}", prompt="hello", max_tokens=8).choices[0].text
 
 
 def test_a_saved_file_takes_effect_in_the_model_that_runs(server: Server, folder: Folder) -> None:

@@ -94,12 +94,13 @@ def test_token_ids_are_a_prompt_and_those_that_do_not_exist_are_refused(server: 
     assert one.usage is not None
     assert one.usage.prompt_tokens == 5
     assert one.choices[0].text == two.choices[0].text != two.choices[1].text
-    with pytest.raises(openai.BadRequestError, match="vocabulary") as refused:
-        server.client.completions.create(prompt=[[504], [49_152]], **fields)
-    assert refused.value.param == "prompt"
-    with pytest.raises(openai.BadRequestError, match="token 49152 is outside") as refused:
-        server.client.completions.create(prompt="Hi", logit_bias={"49152": 1}, **fields)
-    assert refused.value.param == "logit_bias"
+    with server.client as client:
+        with pytest.raises(openai.BadRequestError, match="vocabulary") as refused:
+            client.completions.create(prompt=[[504], [49_152]], **fields)
+        assert refused.value.param == "prompt"
+        with pytest.raises(openai.BadRequestError, match="token 49152 is outside") as refused:
+            client.completions.create(prompt="Hi", logit_bias={"49152": 1}, **fields)
+        assert refused.value.param == "logit_bias"
 
 
 def test_the_best_of_several_is_the_likeliest_by_token(server: Server) -> None:
@@ -189,8 +190,8 @@ def test_the_model_is_listed_and_described(server: Server) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_the_clients_error(server: Server) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        server.client.completions.create(model=MODEL, prompt="word " * 9000, max_tokens=5)
+    with server.client as client, pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=MODEL, prompt="word " * 9000, max_tokens=5)
     assert refused.value.code == "context_length_exceeded"
     assert refused.value.param == "prompt"
 
