@@ -174,13 +174,14 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         self.cluster.network.enter()
-        client = openai.OpenAI(base_url=f"{self.cluster.url}/v1", api_key="none", max_retries=0, timeout=60)
+        url = f"{self.cluster.url}/v1"
         try:
-            for chunk in client.completions.create(
-                model=model_of(self.kind), prompt=self.prompt, max_tokens=2 * self.num_tokens, stream=True
-            ):
-                self.text += chunk.choices[0].text
-                self.began.set()
+            with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+                for chunk in client.completions.create(
+                    model=model_of(self.kind), prompt=self.prompt, max_tokens=2 * self.num_tokens, stream=True
+                ):
+                    self.text += chunk.choices[0].text
+                    self.began.set()
         except openai.APIError as error:
             self.error = error
         self.ended_at = time.monotonic()

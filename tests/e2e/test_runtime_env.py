@@ -81,7 +81,8 @@ def test_packages_are_there_for_the_worker_or_the_model_says_which_cannot_be_had
         told = json.loads(path.read_text())
         assert (told["version"], told["greeting"]) == (VERSION, installer)
         assert f"/runtime_resources/{installer}/" in told["file"]
-    reply = server.client.completions.create(model="tests/pip", prompt="hello")
+    with server.client as client:
+        reply = client.completions.create(model="tests/pip", prompt="hello")
     assert reply.choices[0].text == "hello"
     server.wait_until(lambda: "cannot be set up" in (server.model("tests/bad")["reason"] or ""), 120)
     assert f"No matching distribution found for {DISTRIBUTION}==0.0.0.dev404" in server.model("tests/bad")["reason"]

@@ -8,7 +8,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ def server(start: Callable[..., Server]) -> Server:
     return start()
 
 
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with server.client as client:
+        yield client
+
+
 def test_every_slow_step_is_announced_and_the_end_says_what_to_try(server: Server) -> None:
     server.wait_until(lambda: "Try it" in server.output, timeout_s=10)
     output = server.output
@@ -40,17 +46,17 @@ def test_every_slow_step_is_announced_and_the_end_says_what_to_try(server: Serve
         assert announced in output
 
 
-def test_the_openai_client_gets_an_answer(server: Server) -> None:
-    completion = server.client.chat.completions.create(model=MODEL, messages=[QUESTION], temperature=0)
+def test_the_openai_client_gets_an_answer(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.create(model=MODEL, messages=[QUESTION], temperature=0)
     assert "Paris" in (completion.choices[0].message.content or "")
     assert completion.choices[0].finish_reason == "stop"
     assert completion.usage is not None
     assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
 
 
-def test_the_openai_client_gets_the_same_answer_as_a_stream(server: Server) -> None:
-    whole = server.client.chat.completions.create(model=MODEL, messages=[QUESTION], temperature=0)
-    stream = server.client.chat.completions.create(model=MODEL, messages=[QUESTION], temperature=0, stream=True)
+def test_the_openai_client_gets_the_same_answer_as_a_stream(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=[QUESTION], temperature=0)
+    stream = client.chat.completions.create(model=MODEL, messages=[QUESTION], temperature=0, stream=True)
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == whole.choices[0].message.content
@@ -70,43 +76,42 @@ async def test_the_async_client_gets_completions_and_streams(server: Server) -> 
     assert whole.usage.completion_tokens == 12
 
 
-def test_several_prompts_are_one_batch_in_which_each_says_what_it_says_alone(server: Server) -> None:
+def test_several_prompts_are_one_batch_in_which_each_says_what_it_says_alone(client: openai.OpenAI) -> None:
     prompts = ["Once upon a time", "The capital of France is", "Water boils at"]
     fields: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 8}
-    alone = [server.client.completions.create(prompt=prompt, **fields) for prompt in prompts]
-    together = server.client.completions.create(prompt=prompts, n=2, **fields)
+    alone = [client.completions.create(prompt=prompt, **fields) for prompt in prompts]
+    together = client.completions.create(prompt=prompts, n=2, **fields)
     assert [choice.index for choice in together.choices] == list(range(6))
     assert [choice.text for choice in together.choices] == [one.choices[0].text for one in alone for _ in range(2)]
     assert together.usage is not None
     assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
     assert together.usage.completion_tokens == 6 * 8
     texts = [""] * 3
-    for chunk in server.client.completions.create(prompt=prompts, stream=True, **fields):
+    for chunk in client.completions.create(prompt=prompts, stream=True, **fields):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == [one.choices[0].text for one in alone]
 
 
-def test_token_ids_are_a_prompt_and_those_that_do_not_exist_are_refused(server: Server) -> None:
+def test_token_ids_are_a_prompt_and_those_that_do_not_exist_are_refused(client: openai.OpenAI) -> None:
     fields: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 8}
-    one = server.client.completions.create(prompt=[504, 3575, 282, 4649, 314], **fields)
-    two = server.client.completions.create(prompt=[[504, 3575, 282, 4649, 314], [504]], **fields)
+    one = client.completions.create(prompt=[504, 3575, 282, 4649, 314], **fields)
+    two = client.completions.create(prompt=[[504, 3575, 282, 4649, 314], [504]], **fields)
     assert one.usage is not None
     assert one.usage.prompt_tokens == 5
     assert one.choices[0].text == two.choices[0].text != two.choices[1].text
-    with server.client as client:
-        with pytest.raises(openai.BadRequestError, match="vocabulary") as refused:
-            client.completions.create(prompt=[[504], [49_152]], **fields)
-        assert refused.value.param == "prompt"
-        with pytest.raises(openai.BadRequestError, match="token 49152 is outside") as refused:
-            client.completions.create(prompt="Hi", logit_bias={"49152": 1}, **fields)
-        assert refused.value.param == "logit_bias"
+    with pytest.raises(openai.BadRequestError, match="vocabulary") as refused:
+        client.completions.create(prompt=[[504], [49_152]], **fields)
+    assert refused.value.param == "prompt"
+    with pytest.raises(openai.BadRequestError, match="token 49152 is outside") as refused:
+        client.completions.create(prompt="Hi", logit_bias={"49152": 1}, **fields)
+    assert refused.value.param == "logit_bias"
 
 
-def test_the_best_of_several_is_the_likeliest_by_token(server: Server) -> None:
+def test_the_best_of_several_is_the_likeliest_by_token(client: openai.OpenAI) -> None:
     fields: dict[str, Any] = {"model": MODEL, "prompt": "My favourite", "temperature": 1.2, "seed": 3, "max_tokens": 8}
-    made = server.client.completions.create(n=4, logprobs=0, **fields)
-    best = server.client.completions.create(n=1, best_of=4, **fields)
+    made = client.completions.create(n=4, logprobs=0, **fields)
+    best = client.completions.create(n=1, best_of=4, **fields)
 
     def mean_logprob(choice: CompletionChoice) -> float:
         assert choice.logprobs is not None
@@ -170,8 +175,8 @@ def test_a_short_request_finishes_before_seven_long_ones_that_started_first(serv
     assert len(asyncio.run(run())) == 8
 
 
-def test_prometheus_can_scrape_what_happened(server: Server) -> None:
-    server.client.chat.completions.create(model=MODEL, messages=[QUESTION], max_tokens=5)
+def test_prometheus_can_scrape_what_happened(client: openai.OpenAI, server: Server) -> None:
+    client.chat.completions.create(model=MODEL, messages=[QUESTION], max_tokens=5)
     text = httpx.get(f"{server.url}/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     finished = [
@@ -183,14 +188,14 @@ def test_prometheus_can_scrape_what_happened(server: Server) -> None:
     assert any(sample.value > 0 for sample in families["aviary_time_to_first_token_seconds"].samples)
 
 
-def test_the_model_is_listed_and_described(server: Server) -> None:
-    assert [model.id for model in server.client.models.list()] == [MODEL]
-    assert server.client.models.retrieve(MODEL).id == MODEL
+def test_the_model_is_listed_and_described(client: openai.OpenAI, server: Server) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
     assert server.model(MODEL)["max_model_len"] == 8192
 
 
-def test_a_prompt_longer_than_the_context_is_the_clients_error(server: Server) -> None:
-    with server.client as client, pytest.raises(openai.BadRequestError) as refused:
+def test_a_prompt_longer_than_the_context_is_the_clients_error(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model=MODEL, prompt="word " * 9000, max_tokens=5)
     assert refused.value.code == "context_length_exceeded"
     assert refused.value.param == "prompt"
