@@ -25,7 +25,7 @@ from workers.errors import LoadError
 from workers.exchange import Exchange
 from workers.group import GroupListener
 from workers.initializers import build_engine, initializer_for
-from workers.initializers.base import LoadedModel, engine_sizes
+from workers.initializers.base import LoadedModel, engine_sizes, resized
 from workers.report import ReportBoard, WorkerPhase, WorkerReport
 from workers.sources.traffic import FETCHED
 
@@ -79,12 +79,12 @@ class Worker:
     async def reconfigure(self, entry: RegistryEntry) -> None:
         """Take over the settings and sizes of a changed registry file; loaded weights stay as they are."""
         self._entry = entry
-        if self._engine_loop is None or self._exchange is None:
+        if self._engine_loop is None or self._exchange is None or self._loaded is None:
             return
         self._engine_loop.limit_input(entry.model.generation.max_input_tokens)
         self._exchange.max_requests = _max_requests(entry)
         if change_between(self._asked_for, entry) is Change.SIZES:
-            self._resize(entry, self._engine_loop)
+            self._resize(entry, self._engine_loop, self._loaded)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones; whether they all ended within `timeout_s`."""
@@ -141,27 +141,23 @@ class Worker:
         self._engine_loop.start()
         return await self._channel.start(self._host)
 
-    def _resize(self, entry: RegistryEntry, engine_loop: EngineLoop) -> None:
+    def _resize(self, entry: RegistryEntry, engine_loop: EngineLoop, loaded: LoadedModel) -> None:
         """Have the engine take other sizes when its sequences allow; if it cannot, it goes on as it is."""
-        loaded = self._loaded
-        if loaded is None or loaded.with_sizes is None:
-            return
-        with_sizes = loaded.with_sizes
         self._asked_for = entry
         self._board.tell(is_resizing=True, refusal="", detail="takes other sizes once its requests allow")
         engine_loop.resize(
-            lambda: engine_sizes(entry, with_sizes(entry.model.generation)),
-            lambda limits, error: self._on_event_loop(lambda: self._note_resized(entry, limits, error)),
+            lambda: engine_sizes(entry, resized(loaded, entry.model.generation)),
+            lambda limits, error: self._on_event_loop(lambda: self._note_resized(entry, loaded.note, limits, error)),
         )
 
-    def _note_resized(self, entry: RegistryEntry, limits: EngineLimits, error: LoadError | None) -> None:
-        if entry is not self._asked_for or self._loaded is None:
+    def _note_resized(self, entry: RegistryEntry, note: str, limits: EngineLimits, error: LoadError | None) -> None:
+        if entry is not self._asked_for:
             return  # asked for others meanwhile, whose end says more
         refusal = f"serves with its earlier sizes: {error}" if error else ""
         self._board.tell(
             is_resizing=False,
             refusal=refusal,
-            detail=refusal or self._loaded.note,
+            detail=refusal or note,
             max_model_len=limits.max_model_len,
         )
 

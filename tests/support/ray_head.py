@@ -1,4 +1,4 @@
-"""A Ray cluster of one node as an operator starts it; its head remembers on disk, so it may die and come back.
+"""Ray as an operator starts it: nodes, and a cluster of one whose head remembers on disk, so it may die and come back.
 
 Everything it starts is found by its folder's name and is ended one by one: other clusters of this machine go on.
 """

@@ -65,27 +65,18 @@ class EngineSizes:
 class Engine:
     """Continuous batching over one model."""
 
-    def __init__(
-        self,
-        runner: ModelRunner,
-        sampler: Sampler,
-        tokenizer: Tokenizer,
-        *,
-        new_kv_cache: NewKVCache,
-        limits: EngineLimits,
-    ) -> None:
-        """`new_kv_cache` gives the runner its KV memory; the books of it are this engine's alone."""
+    def __init__(self, runner: ModelRunner, sampler: Sampler, tokenizer: Tokenizer, sizes: EngineSizes) -> None:
+        """The runner's KV memory, and the books of it, are this engine's alone."""
+        limits = sizes.limits
         self._runner = runner
         self._sampler = sampler
         self._tokenizer = tokenizer
-        self._new_kv_cache = new_kv_cache
-        self._limits = limits
+        self._sizes = sizes
         self._max_input_tokens = limits.max_input_tokens
         self._max_model_len = limits.max_model_len
         """What new requests are held to: less than the limit while a smaller one is awaited."""
-        kv_cache = _checked(new_kv_cache(), limits)
         self._scheduler = Scheduler(
-            kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens
+            _kv_cache_of(sizes), max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens
         )
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
@@ -96,7 +87,7 @@ class Engine:
 
     @property
     def limits(self) -> EngineLimits:
-        return replace(self._limits, max_input_tokens=self._max_input_tokens)
+        return replace(self._sizes.limits, max_input_tokens=self._max_input_tokens)
 
     def limit_input(self, max_input_tokens: int | None) -> None:
         """Another limit on the prompts of requests that are prepared from now on. Safe on any thread."""
@@ -104,7 +95,7 @@ class Engine:
 
     def expect(self, limits: EngineLimits) -> None:
         """Hold requests that are prepared or submitted from now on also to limits that a `resize` will bring."""
-        self._max_model_len = min(self._limits.max_model_len, limits.max_model_len)
+        self._max_model_len = min(self._sizes.limits.max_model_len, limits.max_model_len)
 
     def fits(self, limits: EngineLimits) -> bool:
         """Whether every sequence could end as it was promised under these limits."""
@@ -130,7 +121,7 @@ class Engine:
     def _restore(self) -> None:
         """Take back the KV memory that was given away for another."""
         try:
-            self._use(EngineSizes(self._new_kv_cache, self._limits))
+            self._use(self._sizes)
         except Exception as error:
             raise DeviceLostError(f"the KV cache is gone, and there is no other: {first_line(error)}") from error
 
@@ -195,9 +186,8 @@ class Engine:
 
     def _use(self, sizes: EngineSizes) -> None:
         limits = sizes.limits
-        kv_cache = _checked(sizes.new_kv_cache(), limits)
-        self._new_kv_cache = sizes.new_kv_cache
-        self._limits = limits
+        kv_cache = _kv_cache_of(sizes)
+        self._sizes = sizes
         self._max_model_len = limits.max_model_len
         self._scheduler.resize(kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens)
 
@@ -327,7 +317,8 @@ class Engine:
                     )
 
 
-def _checked(kv_cache: KVCache, limits: EngineLimits) -> KVCache:
-    if limits.max_model_len > kv_cache.capacity:
-        raise ValueError(f"max_model_len {limits.max_model_len} exceeds the KV cache of {kv_cache.capacity} tokens")
+def _kv_cache_of(sizes: EngineSizes) -> KVCache:
+    kv_cache, max_model_len = sizes.new_kv_cache(), sizes.limits.max_model_len
+    if max_model_len > kv_cache.capacity:
+        raise ValueError(f"max_model_len {max_model_len} exceeds the KV cache of {kv_cache.capacity} tokens")
     return kv_cache

@@ -14,6 +14,7 @@ from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
 from workers.engine.tokenizer import Tokenizer
+from workers.errors import LoadError
 from workers.sources.progress import Progress
 
 __all__ = ["Initializer", "LoadedModel", "Progress"]
@@ -48,8 +49,14 @@ class Initializer(Protocol):
 
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
-    sizes = engine_sizes(entry, loaded)
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, new_kv_cache=sizes.new_kv_cache, limits=sizes.limits)
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, engine_sizes(entry, loaded))
+
+
+def resized(loaded: LoadedModel, generation: Generation) -> LoadedModel:
+    """The same weights with other sizes. Raises `LoadError` where that takes a load, or there is no room."""
+    if loaded.with_sizes is None:
+        raise LoadError("other sizes take a load of the model; deploy it anew")
+    return loaded.with_sizes(generation)
 
 
 def engine_sizes(entry: RegistryEntry, loaded: LoadedModel) -> EngineSizes:

@@ -261,11 +261,8 @@ class Replica:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
         await self._configure(worker)
-        report = await self._next_report(worker, None)
-        self.fetched_bytes = report.fetched_bytes
-        self._note_sizes(report)
         self._ready_at = self._progressed_at = self.last_used_at = time.monotonic()
-        self._move("served", report.detail)
+        self._move("served", self.detail)
 
     async def _follow_progress(self, worker: WorkerClient) -> None:
         seen: int | None = None
@@ -291,7 +288,6 @@ class Replica:
                     await stopped
                 if changed in done:
                     await self._configure(worker)
-                    self._note_sizes(await self._next_report(worker, None))
                     changed = asyncio.ensure_future(self._entry_changed.wait())
                     self._on_change()
                 if reported in done:
@@ -308,12 +304,15 @@ class Replica:
         return await self._bounded(worker.report(seen, HEALTH_PERIOD_S), "it does not answer")
 
     async def _configure(self, worker: WorkerClient) -> None:
-        """Give the worker the settings of today, and again when they changed meanwhile."""
+        """Give the worker the settings of today, and again when they changed meanwhile; then hear what came of it."""
         while self._configured is not self._entry:
             self._entry_changed.clear()
             entry = self._entry
             await self._bounded(worker.reconfigure(entry), "it does not answer")
             self._configured = entry
+        report = await self._next_report(worker, None)
+        self.fetched_bytes = report.fetched_bytes
+        self._note_sizes(report)
 
     async def _until_stopped(self, worker: WorkerClient) -> None:
         while not await worker.wait_until_stopped(WATCH_S):

@@ -57,8 +57,7 @@ def make_engine(
         runner or EchoRunner(num_kv_blocks),
         sampler or EchoSampler(),
         ByteTokenizer(),
-        new_kv_cache=lambda: PagedKVCache(num_kv_blocks, BLOCK_SIZE),
-        limits=limits,
+        EngineSizes(lambda: PagedKVCache(num_kv_blocks, BLOCK_SIZE), limits),
     )
 
 
@@ -526,6 +525,6 @@ def test_without_the_new_memory_and_the_old_one_nothing_can_go_on() -> None:
         return PagedKVCache(64, BLOCK_SIZE)
 
     limits = EngineLimits(max_model_len=64, max_batch_size=1, max_batch_tokens=64)
-    engine = Engine(EchoRunner(64), EchoSampler(), ByteTokenizer(), new_kv_cache=refused, limits=limits)
+    engine = Engine(EchoRunner(64), EchoSampler(), ByteTokenizer(), EngineSizes(refused, limits))
     with pytest.raises(DeviceLostError, match="no room"):
         engine.resize(EngineSizes(refused, limits))

@@ -35,8 +35,7 @@ def make_engine(runner: EchoRunner | None = None) -> Engine:
         runner or EchoRunner(64, step_time_s=0.0005),
         EchoSampler(),
         ByteTokenizer(),
-        new_kv_cache=lambda: PagedKVCache(64, BLOCK_SIZE),
-        limits=limits,
+        EngineSizes(lambda: PagedKVCache(64, BLOCK_SIZE), limits),
     )
 
 
@@ -244,6 +243,6 @@ def test_an_engine_that_has_no_memory_left_ends() -> None:
     def no_memory() -> PagedKVCache:
         raise LoadError("no room")
 
-    engine._new_kv_cache = no_memory
+    engine._sizes = EngineSizes(no_memory, engine.limits)
     loop.resize(lambda: EngineSizes(no_memory, sizes(16).limits), Done())
     assert isinstance(crashed.get(timeout=WAIT_S), DeviceLostError)

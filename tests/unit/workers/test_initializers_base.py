@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from model_registry.schema import RegistryEntry
 from workers.engine.engine import EngineLimits
+from workers.errors import LoadError
 from workers.initializers import build_engine, initializer_for
+from workers.initializers.base import resized
 from workers.initializers.echo import EchoInitializer
 
 
@@ -28,3 +33,11 @@ def test_the_engine_is_sized_by_the_registry() -> None:
         max_model_len=100,
         max_input_tokens=80,
     )
+
+
+def test_what_takes_a_load_for_other_sizes_says_so() -> None:
+    loaded = initializer_for(entry()).load(entry(), lambda _: None)
+    generation = entry(max_model_len=64).model.generation
+    assert resized(loaded, generation).max_model_len == 64
+    with pytest.raises(LoadError, match="take a load of the model"):
+        resized(replace(loaded, with_sizes=None), generation)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model_registry.contract import GenerationRequest, SamplingParams, SequenceOutput, TokenPrompt
 from workers.engine.echo import END_OF_PROMPT, END_OF_SEQUENCE, ByteTokenizer, EchoSampler
-from workers.engine.engine import Engine, EngineLimits
+from workers.engine.engine import Engine, EngineLimits, EngineSizes
 from workers.engine.kv_cache import BlockTable
 from workers.engine.runner import CopyPrefix, KVOperation, StepPlan, Truncate
 from workers.engine.slot_kv_cache import SlotKVCache
@@ -322,8 +322,10 @@ def test_the_whole_engine_echoes_out_of_the_memory_also_when_cells_are_short_and
         MemoryRunner(num_cells),
         EchoSampler(),
         ByteTokenizer(),
-        new_kv_cache=lambda: SlotKVCache(num_slots, num_cells),
-        limits=EngineLimits(max_model_len=64, max_batch_size=3, max_batch_tokens=batch_tokens),
+        EngineSizes(
+            lambda: SlotKVCache(num_slots, num_cells),
+            EngineLimits(max_model_len=64, max_batch_size=3, max_batch_tokens=batch_tokens),
+        ),
     )
     for number, prompt in enumerate(prompts):
         request = GenerationRequest(
