@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from aviary.errors import CommandError
+from aviary.errors import ClusterReplacedError, CommandError
 from aviary.progress import Progress
 from aviary.ray_cluster import RayCluster
 from aviary.registry_follower import RegistryFollower, lines_about
@@ -69,7 +69,7 @@ async def joined(settings: DeploySettings, *, ends_itself: bool = False) -> Asyn
     """The cluster of the settings, or this machine's, left again at the end.
 
     When another cluster has taken its place, what runs inside is cancelled, unless it `ends_itself`: by the cluster's
-    event `replaced`. Raises `CommandError` then: whoever restarts this process has it join the other one.
+    event `replaced`. Raises `ClusterReplacedError` then: whoever restarts this process has it join the other one.
     """
     cluster = await RayCluster.join(settings.ray_address or "auto")
     task = asyncio.current_task()
@@ -91,7 +91,7 @@ async def joined(settings: DeploySettings, *, ends_itself: bool = False) -> Asyn
         watching.cancel()
         await cluster.close()
     if cluster.replaced.is_set():
-        raise CommandError(f"another cluster has taken the place of the one that was joined at {cluster.address}")
+        raise ClusterReplacedError(cluster.address)
 
 
 async def _wait(pool: PoolClient, model_ids: Sequence[str], timeout_s: float) -> int:

@@ -1,7 +1,8 @@
 """How a command ends other than well. Each becomes lines on stderr, `aviary: …`, and an exit status.
 
-CommandError        1  what was asked for failed
-└── UsageError      2  it was asked for wrongly, or here it cannot be done; nothing was started
+CommandError                1  what was asked for failed
+├── UsageError              2  it was asked for wrongly, or here it cannot be done; nothing was started
+└── ClusterReplacedError    1  the cluster that was joined is no more; started again, the command joins the new one
 """
 
 from __future__ import annotations
@@ -22,3 +23,10 @@ class UsageError(CommandError):
     """Arguments, settings, registry, port or cluster do not allow it; nothing was started."""
 
     exit_code = 2
+
+
+class ClusterReplacedError(CommandError):
+    """Nothing that knew the first cluster can reach the second: Ray refuses it."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"another cluster has taken the place of the one that was joined at {address}")

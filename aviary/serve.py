@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from aviary.errors import CommandError, UsageError
+from aviary.errors import ClusterReplacedError, CommandError, UsageError
 from aviary.progress import Outcome, Progress
 from aviary.ray_cluster import RayCluster
 from aviary.registry_follower import RegistryFollower
@@ -178,7 +178,7 @@ async def _deployed(
         try:
             if cluster.is_local:
                 await own.pool.shutdown(STOP_LOCAL_TIMEOUT_S)
-            else:
+            elif not cluster.replaced.is_set():
                 await own.withdraw(is_last=found is None)
         except PoolError as error:
             logger.warning("the pool was not emptied: %s", error)
@@ -212,13 +212,14 @@ class _Service:
         self._cluster = cluster
         self._url = ""
         self._has_started = asyncio.Event()
-        self._failure: str | None = None
+        self._failure: CommandError | None = None
 
     async def run(self) -> int:
-        """Until a signal, or until it is clear that no model can be served. Raises `CommandError`."""
+        """Until a signal, or until it is clear that no model can be served here any more. Raises `CommandError`."""
         following = (
             asyncio.create_task(self._follow(), name="progress"),
             asyncio.create_task(self._registry.watch(), name="registry"),
+            asyncio.create_task(self._watch_cluster(), name="watch-cluster"),
         )
         try:
             status = await self._serve()
@@ -231,7 +232,7 @@ class _Service:
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
         if self._failure is not None:
-            raise CommandError(self._failure)
+            raise self._failure
         return status
 
     async def _deploy(self, entries: Sequence[RegistryEntry]) -> Applied:
@@ -266,14 +267,18 @@ class _Service:
         except PoolError as error:
             logger.warning("no more news of the pool: %s", error)
 
+    async def _watch_cluster(self) -> None:
+        if not self._cluster.is_local:  # our own has nobody to take its place
+            await self._cluster.watch()
+            await self._has_started.wait()
+            self._give_up(ClusterReplacedError(self._cluster.address))
+
     def _conclude(self, outcomes: Sequence[Outcome]) -> None:
         """Every model's first attempt has ended: say so, or give up when nothing at all is served."""
         served = [outcome.model_id for outcome in outcomes if outcome.serves]
         reasons = [f"{outcome.model_id}: {outcome.reason}" for outcome in outcomes if not outcome.serves]
         if not served and self._cluster.is_local:
-            self._failure = "\n".join(["no model can be served:", *(f"  - {reason}" for reason in reasons)])
-            # The gateway ends as at any SIGTERM: there is one way down.
-            signal.raise_signal(signal.SIGTERM)
+            self._give_up(CommandError("\n".join(["no model can be served:", *(f"  - {one}" for one in reasons)])))
             return
         for reason in reasons:
             print(f"not served as wanted: {reason}", flush=True)
@@ -281,3 +286,8 @@ class _Service:
             print(f"\nAviary serves {', '.join(served)} on {self._url}", flush=True)
             example_url = self._url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
             print(CLIENT_EXAMPLE.format(url=example_url, model=served[0], question=QUESTION), flush=True)
+
+    def _give_up(self, reason: CommandError) -> None:
+        """The gateway ends as at any SIGTERM: there is one way down."""
+        self._failure = reason
+        signal.raise_signal(signal.SIGTERM)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +68,16 @@ class Cluster:
         connections = psutil.Process(gateway_pid).net_connections("tcp")
         return any(c.raddr.port in ports for c in connections if c.status == psutil.CONN_ESTABLISHED)
 
-    @contextmanager
-    def gateway(self, num_processes: int = 1) -> Iterator[Server]:
+    def gateway(self, num_processes: int = 1) -> AbstractContextManager[Server]:
         """A gateway that was started, and may not be there yet."""
+        return self.running("gateway", f"--workers={num_processes}")
+
+    @contextmanager
+    def running(self, *arguments: str) -> Iterator[Server]:
+        """A command that goes on, on a port of its own."""
         port = free_port()
         log = self.folder / f"log-{port}"
-        command = [sys.executable, "-m", "aviary", "gateway", f"--port={port}", f"--workers={num_processes}"]
+        command = [sys.executable, "-m", "aviary", *arguments, f"--port={port}"]
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -203,16 +207,20 @@ def test_without_the_head_gateways_go_on_and_follow_the_pool_when_it_is_back(clu
         assert all(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_a_head_that_comes_back_empty_ends_a_gateway_alone_and_renews_those_of_a_supervisor(tmp_path: Path) -> None:
+def test_a_head_that_comes_back_empty_ends_what_joined_it_and_renews_the_gateways_of_a_supervisor(
+    tmp_path: Path,
+) -> None:
     with RayHead() as first:
         cluster = Cluster(first, tmp_path)
         cluster.deploy(MODEL)
-        with cluster.gateway() as alone, cluster.gateway(2) as several:
-            for server in (alone, several):
+        serve = ("serve", f"--registry={tmp_path}")
+        with cluster.gateway() as alone, cluster.running(*serve) as served, cluster.gateway(2) as several:
+            for server in (alone, served, several):
                 server.wait_until(lambda server=server: said(server) == "hello", timeout_s=60)  # type: ignore[misc]
             first.end()
             with RayHead(first.port) as second:
-                assert alone.process.wait(REPLACED_WITHIN_S) == 1
-                assert "another cluster has taken the place" in alone.output
+                for server in (alone, served):
+                    assert server.process.wait(REPLACED_WITHIN_S) == 1
+                    assert "another cluster has taken the place" in server.output
                 Cluster(second, tmp_path).deploy(MODEL)
                 several.wait_until(lambda: said(several) == "hello", timeout_s=REPLACED_WITHIN_S)
