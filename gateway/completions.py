@@ -7,32 +7,14 @@ nor workers. A `ReplyShape` is what completions and chat completions differ in.
 from __future__ import annotations
 
 import math
-import time
-import uuid
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from msgspec import UNSET
-
-from gateway.logprobs import GeneratedToken, TokenTrail, chat_logprobs, text_logprobs
+from gateway.answer import Answer, AnswerDelta, AnswerReader, PlainReader
+from gateway.logprobs import GeneratedToken, TokenTrail
 from gateway.output_stream import OutputStream
-from gateway.protocol.responses import (
-    AssistantMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    Chunk,
-    ChunkChoice,
-    Delta,
-    FinishReasonName,
-    MaybeUsage,
-    PromptTokensDetails,
-    Reply,
-    TextChoice,
-    TextCompletion,
-    Usage,
-)
+from gateway.protocol.responses import Chunk, FinishReasonName, PromptTokensDetails, Reply, Usage
 from model_registry import contract
 from model_registry.contract import FinishReason, SequenceOutput
 
@@ -40,7 +22,7 @@ from model_registry.contract import FinishReason, SequenceOutput
 @dataclass(frozen=True, slots=True)
 class FinishedChoice:
     index: int
-    text: str
+    answer: Answer
     finish_reason: FinishReasonName
     tokens: Sequence[GeneratedToken] = ()
     """Every one, where the request wants logprobs."""
@@ -81,8 +63,8 @@ class ReplyShape(Protocol):
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         """Sent before any text, so that clients see the choices in the order of their indexes."""
 
-    def text(self, index: int, text: str, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
-        """More text, and the tokens that were generated since the last chunk."""
+    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+        """More of the answer, and the tokens that were generated since the last chunk."""
 
     def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
         """The end, and the tokens that came with it but show no text: those of the stop, the end of sequence."""
@@ -95,7 +77,16 @@ class ReplyShape(Protocol):
 class Completion:
     """One reply being made from one output stream: read it either by `chunks` or by `whole`."""
 
-    def __init__(self, stream: OutputStream, shape: ReplyShape, layout: Layout, *, usage_chunk: bool) -> None:
+    def __init__(
+        self,
+        stream: OutputStream,
+        shape: ReplyShape,
+        layout: Layout,
+        *,
+        usage_chunk: bool,
+        new_reader: Callable[[], AnswerReader] = PlainReader,
+    ) -> None:
+        """`new_reader` makes what finds the parts of one sequence's answer."""
         self.stream = stream
         self.finish_reason: FinishReason | None = None
         """Of the first choice, once it ended."""
@@ -104,6 +95,7 @@ class Completion:
         self._usage_chunk = usage_chunk
         self._usages: dict[int, contract.Usage] = {}
         self._trails = [TokenTrail() for _ in range(layout.num_sequences)]
+        self._readers = [new_reader() for _ in range(layout.num_sequences)]
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """OpenAI's chunks in order, of a layout that shows all sequences. Raises `ApiError` where the stream does."""
@@ -112,26 +104,38 @@ class Completion:
             yield chunk
         async for index, output in self.stream:
             self._note(index, output)
-            if output.text:
-                yield self._shape.text(index, output.text, self._trails[index].take())
+            delta = self._read(index, output)
+            if delta:
+                yield self._shape.delta(index, delta, self._trails[index].take())
             if output.finish_reason is not None:
-                yield self._shape.finish(index, output.finish_reason.value, self._trails[index].take())
+                yield self._shape.finish(index, self._finish_reason(index, output), self._trails[index].take())
         if self._usage_chunk:
             yield self._shape.usage(self._total_usage())
 
     async def whole(self) -> Reply:
         """The reply as one object. Raises `ApiError` where the stream does."""
-        outputs: dict[int, SequenceOutput] = {}
+        answers = [Answer() for _ in self._readers]
+        finished: dict[int, FinishedChoice] = {}
         async for index, output in self.stream:
             self._note(index, output)
-            earlier = outputs.get(index)
-            outputs[index] = output if earlier is None else earlier.followed_by(output)
-        finished = [
-            FinishedChoice(index, output.text, output.finish_reason.value, self._trails[index].take())
-            for index, output in sorted(outputs.items())
-            if output.finish_reason is not None
-        ]
-        return self._shape.whole(self._layout.choose(finished), self._total_usage())
+            answers[index] += self._read(index, output)
+            if output.finish_reason is not None:
+                reason = self._finish_reason(index, output)
+                finished[index] = FinishedChoice(index, answers[index], reason, self._trails[index].take())
+        return self._shape.whole(
+            self._layout.choose([finished[index] for index in sorted(finished)]), self._total_usage()
+        )
+
+    def _read(self, index: int, output: SequenceOutput) -> AnswerDelta:
+        """What the output adds to the answer."""
+        delta = self._readers[index].feed(output.text) if output.text else AnswerDelta()
+        return delta if output.finish_reason is None else delta + self._readers[index].finish()
+
+    def _finish_reason(self, index: int, output: SequenceOutput) -> FinishReasonName:
+        assert output.finish_reason is not None  # noqa: S101  asked for final outputs only
+        if output.finish_reason is FinishReason.STOP and self._readers[index].has_tool_calls:
+            return "tool_calls"
+        return output.finish_reason.value
 
     def _note(self, index: int, output: SequenceOutput) -> None:
         self._trails[index].add(output.logprobs)
@@ -150,93 +154,4 @@ class Completion:
             completion_tokens=generated,
             total_tokens=prompt + generated,
             prompt_tokens_details=PromptTokensDetails(sum(usage.cached_tokens for usage in firsts)),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class TextShape:
-    """/v1/completions."""
-
-    model: str
-    no_usage: MaybeUsage = UNSET
-    """What chunks before the usage say about it: null when it will come, else nothing."""
-    shows_logprobs: bool = True
-    """False where the tokens' logprobs were only wanted for a choice among sequences."""
-    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def opening(self, num_choices: int) -> Sequence[Chunk]:
-        return [self.text(index, "") for index in range(num_choices)] if num_choices > 1 else []
-
-    def text(self, index: int, text: str, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
-        return self._chunk(TextChoice(index=index, text=text, logprobs=text_logprobs(tokens)))
-
-    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
-        return self._chunk(TextChoice(index=index, text="", logprobs=text_logprobs(tokens), finish_reason=reason))
-
-    def usage(self, usage: Usage) -> Chunk:
-        return TextCompletion(id=self.id, created=self.created, model=self.model, choices=(), usage=usage)
-
-    def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply:
-        made = tuple(
-            TextChoice(
-                index=one.index,
-                text=one.text,
-                logprobs=text_logprobs(one.tokens) if self.shows_logprobs else None,
-                finish_reason=one.finish_reason,
-            )
-            for one in choices
-        )
-        return TextCompletion(id=self.id, created=self.created, model=self.model, choices=made, usage=usage)
-
-    def _chunk(self, choice: TextChoice) -> TextCompletion:
-        return TextCompletion(
-            id=self.id, created=self.created, model=self.model, choices=(choice,), usage=self.no_usage
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ChatShape:
-    """/v1/chat/completions."""
-
-    model: str
-    no_usage: MaybeUsage = UNSET
-    """What chunks before the usage say about it: null when it will come, else nothing."""
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def opening(self, num_choices: int) -> Sequence[Chunk]:
-        return [self._chunk(index, Delta(role="assistant", content="")) for index in range(num_choices)]
-
-    def text(self, index: int, text: str, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
-        return self._chunk(index, Delta(content=text), tokens)
-
-    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
-        return self._chunk(index, Delta(), tokens, reason)
-
-    def usage(self, usage: Usage) -> Chunk:
-        return ChatCompletionChunk(id=self.id, created=self.created, model=self.model, choices=(), usage=usage)
-
-    def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply:
-        made = tuple(
-            ChatChoice(
-                index=one.index,
-                message=AssistantMessage(content=one.text),
-                logprobs=chat_logprobs(one.tokens),
-                finish_reason=one.finish_reason,
-            )
-            for one in choices
-        )
-        return ChatCompletion(id=self.id, created=self.created, model=self.model, choices=made, usage=usage)
-
-    def _chunk(
-        self,
-        index: int,
-        delta: Delta,
-        tokens: Sequence[GeneratedToken] = (),
-        reason: FinishReasonName | None = None,
-    ) -> Chunk:
-        choice = ChunkChoice(index=index, delta=delta, logprobs=chat_logprobs(tokens), finish_reason=reason)
-        return ChatCompletionChunk(
-            id=self.id, created=self.created, model=self.model, choices=(choice,), usage=self.no_usage
         )

@@ -11,13 +11,13 @@ sequence of the channel. Every submitted request gets exactly one final `Sequenc
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from model_registry.schema import RegistryEntry
 
-CONTRACT_VERSION: Final = "3"
+CONTRACT_VERSION: Final = "4"
 """Changes when a struct below changes incompatibly, or asks for what an older side would silently leave out; a worker
 refuses a gateway that speaks another version."""
 
@@ -82,18 +82,59 @@ class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
     token_ids: tuple[int, ...]
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True):
+    """What an assistant's message asks to be done."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant."""
+    tool_call_id: str = ""
+    """Of a tool: which call this answers."""
+    name: str = ""
+    """Of a tool: the function that was called."""
 
 
-class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
+class ChatPrompt(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):
     """A conversation that the worker renders with the model's own chat template."""
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the model may call, in OpenAI's words: `{"type": "function", "function": {…}}`."""
+    template_kwargs: dict[str, Any] = {}
+    """Further variables of the template, such as `enable_thinking`."""
+    continues_final_message: bool = False
+    """The answer goes on with the last message, an assistant's, instead of opening one of its own."""
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+class ConstraintKind(StrEnum):
+    """How a `Constraint` says what is allowed."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    """A context-free grammar as llguidance's variant of Lark has it, or llama.cpp's GBNF."""
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What the whole generated text must be."""
+
+    kind: ConstraintKind
+    source: str
+    """A JSON schema as JSON text, a regular expression, or a grammar."""
+    param: str
+    """The request field that asked for it, named in errors about it."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +162,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Same seed, same request, same model: same text, whatever else is in the batch. None: fresh randomness."""
     num_logprobs: int | None = None
     """Of each generated token its logprob and so many likeliest others'; 0: its own only, None: no logprobs."""
+    num_prompt_logprobs: int | None = None
+    """The same of each prompt token but the first, which nothing comes before."""
+    constraint: Constraint | None = None
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     """Strings matched on the generated text; never shown."""
@@ -198,6 +242,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Every generated token, also those whose text is held back or cut by a stop."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of each of `token_ids`, when they were asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, as far as they were computed; when they were asked for."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     """Set on the final output."""
@@ -215,6 +261,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             text=self.text + later.text,
             token_ids=self.token_ids + later.token_ids,
             logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
             finish_reason=later.finish_reason,
             usage=later.usage,
             timing=later.timing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
-from gateway.completions import ChatShape
+from gateway.chat_shape import ChatShape
 from gateway.endpoint import GenerationEndpoint, Plan
 from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest

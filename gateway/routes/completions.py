@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
-from gateway.completions import TextShape
 from gateway.endpoint import GenerationEndpoint, Plan
 from gateway.errors import InvalidRequestError
 from gateway.prompts import check_num_words, raw_text, render_chat
 from gateway.protocol.completions import CompletionRequest, OnePrompt
 from gateway.sampling import DEFAULT_COMPLETION_TOKENS, sampling_params
+from gateway.text_shape import TextShape
 from model_registry.contract import ChatMessage, ModelView, Prompt, TokenPrompt
 
 router = APIRouter()

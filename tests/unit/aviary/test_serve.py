@@ -68,7 +68,9 @@ async def test_a_manager_that_starts_while_the_command_is_cancelled_is_ended(mon
     settings = cast("Any", SimpleNamespace(drain_timeout_s=1.0, load_timeout_s=1.0))
 
     async def command() -> None:
-        async with serve_module._deployed(settings, [], cast("Any", SimpleNamespace(is_local=False, replaced=asyncio.Event()))):
+        async with serve_module._deployed(
+            settings, [], cast("Any", SimpleNamespace(is_local=False, replaced=asyncio.Event()))
+        ):
             pass
 
     task = asyncio.create_task(command())

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.completions import ChatShape, Completion, Layout, ReplyShape, TextShape
+from gateway.chat_shape import ChatShape
+from gateway.completions import Completion, Layout, ReplyShape
 from gateway.errors import ServerError
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import encode
+from gateway.text_shape import TextShape
 from model_registry.contract import Candidate, FinishReason, SequenceOutput, TokenLogprobs, Usage
 
 

@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sse_starlette.sse import AppStatus
 
-from gateway.completions import TextShape
+from gateway.answer import AnswerDelta
 from gateway.errors import ApiError, WorkerLostError
 from gateway.protocol.responses import Chunk
 from gateway.sse import DONE, configure_library, event, events
+from gateway.text_shape import TextShape
 
 SHAPE = TextShape("m", id="cmpl-1", created=7)
 
 
 async def chunks(*texts: str, error: Exception | None = None) -> AsyncGenerator[Chunk, None]:
     for text in texts:
-        yield SHAPE.text(0, text)
+        yield SHAPE.delta(0, AnswerDelta(text))
     if error is not None:
         raise error
 
@@ -33,7 +34,7 @@ async def sent(source: AsyncGenerator[Chunk, None]) -> tuple[list[bytes], list[A
 
 @given(st.text())
 def test_any_text_is_one_line_that_reads_back_as_it_was(text: str) -> None:
-    data = event(SHAPE.text(0, text))
+    data = event(SHAPE.delta(0, AnswerDelta(text)))
     lines = data.decode().splitlines()
     assert len(lines) == 2
     assert lines[1] == ""
