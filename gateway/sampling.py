@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.errors import InvalidRequestError
 from gateway.protocol.fields import GenerationFields
-from model_registry.contract import SamplingParams
+from model_registry.contract import Constraint, SamplingParams
 from model_registry.schema import GenerateKwargs, RegistryEntry, StopSequence
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -29,10 +29,11 @@ def sampling_params(
     max_tokens: int | None,
     default_max_tokens: int | None,
     num_logprobs: int | None = None,
+    constraint: Constraint | None = None,
 ) -> tuple[SamplingParams, ...]:
     """One per sequence of each prompt.
 
-    `max_tokens` and `num_logprobs` are what the request says, in whatever words its endpoint has. Raises
+    `max_tokens`, `num_logprobs` and `constraint` are what the request says, in whatever words its endpoint has. Raises
     `InvalidRequestError` when limits contradict.
     """
     generation = entry.model.generation
@@ -53,6 +54,7 @@ def sampling_params(
         presence_penalty=_given(request.presence_penalty, 0.0),
         frequency_penalty=_given(request.frequency_penalty, 0.0),
         num_logprobs=num_logprobs,
+        constraint=constraint,
         ignore_eos=bool(request.ignore_eos),
         stop=tuple(dict.fromkeys(strings + request.stops)),
         stop_token_ids=tuple(dict.fromkeys((*token_ids, *(request.stop_token_ids or ())))),

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from gateway.errors import InvalidRequestError
 from gateway.protocol.fields import INT32_MAX, GenerationFields
+from gateway.protocol.structured import ResponseFormat
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, text_or_list
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -71,6 +72,10 @@ class ChatCompletionRequest(GenerationFields):
         None, ge=0, le=MAX_TOP_LOGPROBS, description="Likeliest tokens told beside it, with `logprobs` only."
     )
 
+    response_format: ResponseFormat | None = Field(
+        None, description="Any text, any JSON object, or JSON that fits a schema."
+    )
+
     audio: only_neutral() = None  # type: ignore[valid-type]
     chat_template_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
     function_call: only_neutral("none", "auto") = None  # type: ignore[valid-type]
@@ -78,7 +83,6 @@ class ChatCompletionRequest(GenerationFields):
     modalities: only_neutral(["text"]) = None  # type: ignore[valid-type]
     prediction: only_neutral() = None  # type: ignore[valid-type]
     reasoning_effort: only_neutral("none") = None  # type: ignore[valid-type]
-    response_format: only_neutral({"type": "text"}) = None  # type: ignore[valid-type]
     tool_choice: only_neutral("none", "auto") = None  # type: ignore[valid-type]
     tools: only_neutral([]) = None  # type: ignore[valid-type]
     verbosity: only_neutral() = None  # type: ignore[valid-type]
@@ -86,6 +90,14 @@ class ChatCompletionRequest(GenerationFields):
 
     def check_together(self) -> None:
         super().check_together()
+        if self.response_format is not None:
+            self.response_format.check_together()
+            if self.structured_outputs is not None and self.response_format.type != "text":
+                raise InvalidRequestError(
+                    "Invalid 'structured_outputs': 'response_format' says what the text must be, too. Give one.",
+                    param="structured_outputs",
+                    code="invalid_value",
+                )
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         if both and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequestError(

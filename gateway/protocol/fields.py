@@ -12,7 +12,8 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.strict_json import parse_json
-from gateway.protocol.validation import LIST, MAX_CHOICES, TEXT, RequestModel, invalid, only_neutral, text_or_list
+from gateway.protocol.structured import StructuredOutputs
+from gateway.protocol.validation import LIST, MAX_CHOICES, TEXT, RequestModel, invalid, text_or_list
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
@@ -112,7 +113,9 @@ class GenerationFields(RequestModel):
     )
     user: str | None = Field(None, description="The same, where no `prompt_cache_key` is given.")
 
-    structured_outputs: only_neutral() = None  # type: ignore[valid-type]
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="What the generated text must be: `json`, `regex`, `choice`, `grammar` or `json_object`."
+    )
 
     without_effect: ClassVar[dict[str, str]] = NO_EFFECT
 
@@ -132,6 +135,8 @@ class GenerationFields(RequestModel):
                 param="stream_options",
                 code="invalid_value",
             )
+        if self.structured_outputs is not None:
+            self.structured_outputs.check_together()
 
     @property
     def num_choices(self) -> int:

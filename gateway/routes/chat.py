@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from gateway.chat_shape import ChatShape
+from gateway.constraints import constraint_of
 from gateway.endpoint import GenerationEndpoint, Plan
 from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest
@@ -30,6 +31,7 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
             max_tokens=request.token_limit,
             default_max_tokens=None,
             num_logprobs=request.num_logprobs,
+            constraint=constraint_of(request.response_format, request.structured_outputs),
         ),
         shape=ChatShape(model.model_id, no_usage=None if request.wants_usage_chunk else UNSET),
     )

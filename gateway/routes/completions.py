@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
+from gateway.constraints import constraint_of
 from gateway.endpoint import GenerationEndpoint, Plan
 from gateway.errors import InvalidRequestError
 from gateway.prompts import check_num_words, raw_text, render_chat
@@ -26,6 +27,7 @@ def _plan(request: CompletionRequest, model: ModelView) -> Plan:
             max_tokens=request.max_tokens,
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             num_logprobs=0 if request.logprobs is None and ranks_sequences else request.logprobs,
+            constraint=constraint_of(None, request.structured_outputs),
         ),
         shape=TextShape(
             model.model_id,

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import regex
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gateway.constraints import constraint_of
 from gateway.prompts import raw_text
 from gateway.protocol.completions import CompletionRequest
 from gateway.sampling import sampling_params
@@ -100,6 +102,9 @@ TABLE = [
     Row("min_tokens", 5, {**GREEDY, "stop": "i"}),
     Row("min_tokens", 5, {**GREEDY, "stopping_sequences": [75]}),
     Row("ignore_eos", True, ENDING),
+    Row("structured_outputs", {"regex": "[a-z ]{4,9}!"}, GREEDY),
+    Row("structured_outputs", {"regex": "[a-z ]{2,40}!"}, {**SAMPLED, "min_tokens": 5, "logprobs": 1}),
+    Row("structured_outputs", {"choice": ["yes", "no"]}, {**SAMPLED, "top_k": 3, "ignore_eos": True}),
     Row("logprobs", 0, {**GREEDY, "stop": "prompt"}),
     Row("logprobs", 1, ENDING),
     Row("logprobs", 5, {**SAMPLED, "top_k": 5, "repetition_penalty": 3.0, "n": 2}),
@@ -145,6 +150,8 @@ class PlainModel:
             logits = self._logits(tuple(prompt + token_ids))
             logprobs.append(logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
             logits = penalized(logits, prompt, token_ids, fields)
+            if "structured_outputs" in fields:
+                self._restrict(logits, token_ids, fields)
             token_ids.append(chosen(logits, fields, random_number(fields.get("seed", 0) + index, len(token_ids))))
             text, finish_reason = self._ended(token_ids, fields)
             if finish_reason:
@@ -159,6 +166,16 @@ class PlainModel:
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
 
+    def _restrict(self, logits: Logits, token_ids: list[int], fields: Fields) -> None:
+        """Leave the tokens after which the text can still become what it must be, and an end where it is that."""
+        pattern, text = pattern_of(fields), self._decode(token_ids)
+        for token_id in range(len(logits)):
+            follows = self._decode([*token_ids, token_id])
+            is_end = token_id in (EOS, *SPECIAL)
+            may_come = bool(pattern.fullmatch(text)) if is_end else bool(pattern.fullmatch(follows, partial=True))
+            if not may_come or (not is_end and follows == text):
+                logits[token_id] = -np.inf
+
     def _ended(self, token_ids: list[int], fields: Fields) -> tuple[str, str]:
         """The text without its stop, and why it ends here, if it does."""
         if token_ids[-1] in end_ids(fields):
@@ -169,6 +186,8 @@ class PlainModel:
                 if token_ids[-len(stop) :] == stop:
                     return self._decode(token_ids[: -len(stop)]), "stop"
         text = self._decode(token_ids)
+        if "structured_outputs" in fields and is_complete(text, fields):
+            return text, "stop"
         since = len(self._decode(token_ids[: max(0, min_tokens - 1)]))
         found = [
             (text.find(stop, since) + len(stop), -len(stop)) for stop in text_stops(fields) if stop in text[since:]
@@ -193,6 +212,18 @@ def text_stops(fields: Fields) -> list[str]:
     given = fields.get("stop", [])
     registered = [stop for stop in fields.get("stopping_sequences", []) if isinstance(stop, str)]
     return registered + ([given] if isinstance(given, str) else given)
+
+
+def pattern_of(fields: Fields) -> regex.Pattern[str]:
+    wanted = fields["structured_outputs"]
+    return regex.compile(wanted["regex"] if "regex" in wanted else "|".join(map(regex.escape, wanted["choice"])))
+
+
+def is_complete(text: str, fields: Fields) -> bool:
+    """It fits, and nothing can follow it; the patterns of the table ask for ASCII only."""
+    others = map(chr, range(32, 127))
+    pattern = pattern_of(fields)
+    return bool(pattern.fullmatch(text)) and not any(pattern.fullmatch(text + one, partial=True) for one in others)
 
 
 def penalized(logits: Logits, prompt: list[int], generated: list[int], fields: Fields) -> Logits:
@@ -270,6 +301,7 @@ def requests(entry: RegistryEntry) -> list[GenerationRequest]:
             max_tokens=parsed.max_tokens,
             default_max_tokens=None,
             num_logprobs=parsed.logprobs,
+            constraint=constraint_of(None, parsed.structured_outputs),
         )
         for index, sampling in enumerate(choices):
             made.append(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from model_registry.contract import GenerationRequest, SamplingParams, TokenPrompt
+from model_registry.contract import FaultKind, GenerationRequest, RequestFaultError, SamplingParams, TokenPrompt
+from workers.engine.constraint import TokenConstraint
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
@@ -204,3 +205,58 @@ def test_nothing_is_computed_for_those_who_want_no_logprobs(monkeypatch: pytest.
     sample(logits(1)[None], [sequence()])
     with pytest.raises(AssertionError, match="costs time"):
         sample(logits(1)[None], [sequence(num_logprobs=0)])
+
+
+class Allowed:
+    """A constraint that allows these tokens next."""
+
+    is_complete = False
+
+    def __init__(self, *token_ids: int) -> None:
+        self._token_ids = token_ids
+
+    def mask(self) -> bytes:
+        bits = sum(1 << token_id for token_id in self._token_ids)
+        return bits.to_bytes(-(-VOCAB_SIZE // 32) * 4, "little")
+
+    def accept(self, token_id: int) -> None: ...
+
+
+class TooLarge(Allowed):
+    def mask(self) -> bytes:
+        raise RequestFaultError(FaultKind.INVALID_REQUEST, "the grammar is too large")
+
+
+def constrained(constraint: TokenConstraint, **params: Any) -> Sequence:
+    made = sequence(**params)
+    made.constraint = constraint
+    return made
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 40}, {"top_p": 0.99}, {"min_p": 0.01}, {"temperature": 0}])
+def test_only_what_a_constraint_allows_is_chosen(params: dict[str, Any]) -> None:
+    allowed = {int(one) for one in logits(3).argsort()[:3]}
+    for seed in range(30):
+        (token,) = sample(logits(3)[None], [constrained(Allowed(*allowed), seed=seed, **params)])
+        assert token in allowed
+
+
+def test_a_bias_brings_nothing_back_and_an_end_comes_before_its_time_only_where_nothing_else_may() -> None:
+    rows = torch.stack([logits()] * 3)
+    biased = constrained(Allowed(7, 8), temperature=0, logit_bias={9: 100.0})
+    early, alone = (constrained(Allowed(*ids), temperature=0, min_tokens=2) for ids in ((0, 9), (0,)))
+    assert sample(rows, [biased, early, alone])[1:] == [9, 0]
+    assert sample(torch.stack([logits()]), [biased]) in ([7], [8])
+
+
+def test_a_constraint_changes_no_logprob_and_fails_its_own_row_alone() -> None:
+    rows = torch.stack([logits()] * 3)
+    plain, bound = sequence(temperature=0, num_logprobs=2), constrained(Allowed(7), temperature=0, num_logprobs=2)
+    first, second, third = TorchSampler().sample(rows, [plain, bound, constrained(TooLarge(), temperature=0)])
+    assert isinstance(first, SampledToken)
+    assert isinstance(second, SampledToken)
+    assert second.token_id == 7
+    assert first.logprobs is not None
+    assert second.logprobs is not None
+    assert first.logprobs.top == second.logprobs.top
+    assert isinstance(third, RequestFaultError)

@@ -2,7 +2,8 @@
 
 It ships, and is chosen in YAML by `initializer: {type: Echo}`, so that the whole system can be tested, loaded and
 broken without weights or torch. It uses its KV blocks as a real runner does: what it answers is read back from them, so
-a block table gone wrong shows in the text. Sampling parameters do not change what it says; limits and stops work. Its
+a block table gone wrong shows in the text. Sampling parameters do not change what it says; limits and stops work, and a
+constraint makes it say something else only where it must. Its
 logprobs are those of a model that is half sure of what it predicts, and finds all other tokens equally likely.
 """
 
@@ -22,9 +23,12 @@ END_OF_PROMPT = 256
 END_OF_SEQUENCE = 257
 VOCAB_SIZE = 258
 SPACE = ord(" ")
+CLOSING = b'"}],:truefalsn0'
+"""Bytes that lead to the end of a JSON text soon."""
 BLOCK_SIZE = 16
 PREDICTED_LOGPROB = math.log(1 / 2)
 OTHER_LOGPROB = math.log(1 / 2 / (VOCAB_SIZE - 1))
+_BITS = tuple(1 << place for place in range(8))
 _SPECIAL_PIECES = {
     END_OF_PROMPT: Piece(b"<end of prompt>", is_special=True),
     END_OF_SEQUENCE: Piece(b"<end of sequence>", is_special=True),
@@ -49,6 +53,9 @@ class ByteTokenizer:
         else:
             text = "".join(segment.text for segment in prompt.segments)
         return [*text.encode(), END_OF_PROMPT]
+
+    def encode_text(self, text: str) -> list[int]:
+        return list(text.encode())
 
     def decode(self, token_ids: Ids[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < END_OF_PROMPT).decode(errors="replace")
@@ -85,20 +92,33 @@ class EchoRunner:
 
 
 class EchoSampler:
-    """Takes the runner's prediction, but no end before `min_tokens`."""
+    """Takes the runner's prediction where it may come, but no end before `min_tokens`."""
 
     def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
         return [_sampled(predicted, sequence) for predicted, sequence in zip(rows, sequences, strict=True)]
 
 
-def _sampled(predicted: int, sequence: Sequence) -> SampledToken:
+def _sampled(predicted: int, sequence: Sequence) -> SampledToken | RequestFaultError:
     token_id = SPACE if predicted == END_OF_SEQUENCE and not sequence.may_end else predicted
+    if sequence.constraint is not None:
+        try:
+            token_id = _allowed(sequence.constraint.mask(), token_id, may_end=sequence.may_end)
+        except RequestFaultError as error:
+            return error
     num_logprobs = sequence.request.sampling.num_logprobs
     if num_logprobs is None:
         return SampledToken(token_id)
     ranked = [predicted, *(other for other in range(VOCAB_SIZE) if other != predicted)][:num_logprobs]
     top = [(other, _logprob(other, predicted)) for other in ranked]
     return SampledToken(token_id, RawLogprobs(_logprob(token_id, predicted), top))
+
+
+def _allowed(mask: bytes, wanted: int, *, may_end: bool) -> int:
+    """The wanted token if it may come, else the end, else what comes first in the order of `CLOSING` and of bytes."""
+    preferred: list[int] = [wanted, *CLOSING, *range(VOCAB_SIZE)]
+    if may_end:
+        preferred.insert(1, END_OF_SEQUENCE)
+    return next(token_id for token_id in preferred if mask[token_id // 8] & _BITS[token_id % 8])
 
 
 def _logprob(token_id: int, predicted: int) -> float:

@@ -24,6 +24,7 @@ from model_registry.contract import (
     TokenLogprobs,
     WorkerStatus,
 )
+from workers.engine.constraint import ConstraintCompiler
 from workers.engine.kv_cache import KVCache
 from workers.engine.runner import KVOperation, ModelRunner, StepPlan
 from workers.engine.sampler import SampledToken, Sampler
@@ -65,12 +66,20 @@ class EngineSizes:
 class Engine:
     """Continuous batching over one model."""
 
-    def __init__(self, runner: ModelRunner, sampler: Sampler, tokenizer: Tokenizer, sizes: EngineSizes) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        constraints: ConstraintCompiler,
+        sizes: EngineSizes,
+    ) -> None:
         """The runner's KV memory, and the books of it, are this engine's alone."""
         limits = sizes.limits
         self._runner = runner
         self._sampler = sampler
         self._tokenizer = tokenizer
+        self._constraints = constraints
         self._sizes = sizes
         self._max_input_tokens = limits.max_input_tokens
         self._max_model_len = limits.max_model_len
@@ -136,6 +145,7 @@ class Engine:
             raise RequestFaultError(FaultKind.INVALID_REQUEST, "The prompt has no tokens.", "prompt")
         self._check_num_input_tokens(len(prompt_token_ids))
         self._check_token_ids(request.sampling)
+        constraint = request.sampling.constraint
         return Sequence(
             request=request,
             token_ids=prompt_token_ids,
@@ -143,6 +153,7 @@ class Engine:
             max_tokens=self._max_tokens(request.sampling, len(prompt_token_ids)),
             end_token_ids=frozenset() if request.sampling.ignore_eos else self._tokenizer.eos_token_ids,
             text_stream=TextStream(self._tokenizer.decode, prompt_token_ids, request.sampling),
+            constraint=None if constraint is None else self._constraints.compile(constraint),
         )
 
     def submit(self, sequence: Sequence) -> None:
@@ -221,7 +232,10 @@ class Engine:
         if sampled is None:
             return None
         token = sampled.token_id
-        sequence.append(token)
+        try:
+            sequence.append(token)
+        except RequestFaultError as error:
+            return self._fail(sequence, error)
         self._generated_tokens_total += 1
         text, finish_reason = self._advance_text(sequence, token)
         logprobs = self._logprobs(sampled)
@@ -247,10 +261,10 @@ class Engine:
         text, stopped = stream.feed(token)
         if stopped:
             return text, FinishReason.STOP
-        if sequence.num_generated_tokens < sequence.max_tokens:
+        if not sequence.is_complete and sequence.num_generated_tokens < sequence.max_tokens:
             return text, None
         rest, stopped = stream.flush()
-        return text + rest, FinishReason.STOP if stopped else FinishReason.LENGTH
+        return text + rest, FinishReason.STOP if stopped or sequence.is_complete else FinishReason.LENGTH
 
     def _logprobs(self, sampled: SampledToken) -> tuple[TokenLogprobs, ...]:
         """Those of one token with the tokens' own texts, or none."""
@@ -264,9 +278,12 @@ class Engine:
         return Candidate(token_id, piece.text, piece.is_special, logprob)
 
     def _fail(self, sequence: Sequence, error: Exception) -> SequenceOutput:
-        logger.error("request %s failed in the model", sequence.request_id, exc_info=error)
         self.abort(sequence.request_id)
-        fault = Fault(kind=FaultKind.ENGINE_FAULT, message=NO_FAULT_DETAILS)
+        if isinstance(error, RequestFaultError):
+            fault = error.fault
+        else:
+            logger.error("request %s failed in the model", sequence.request_id, exc_info=error)
+            fault = Fault(kind=FaultKind.ENGINE_FAULT, message=NO_FAULT_DETAILS)
         return SequenceOutput(request_id=sequence.request_id, fault=fault, usage=sequence.usage())
 
     def _count_prefill(self, scheduled: Scheduled) -> None:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from model_registry.contract import GenerationRequest, SequenceTiming, Usage
+from workers.engine.constraint import TokenConstraint
 from workers.engine.kv_cache import BlockTable
 from workers.engine.text_stream import TextStream
 
@@ -30,6 +31,8 @@ class Sequence:
     end_token_ids: frozenset[int]
     """Ids that end the sequence as the model's end of sequence; empty with `ignore_eos`."""
     text_stream: TextStream
+    constraint: TokenConstraint | None = None
+    """As far as its generated tokens lead."""
     table: BlockTable = field(default_factory=BlockTable)
     num_computed_tokens: int = 0
     """Leading tokens whose KV is in the cache."""
@@ -65,10 +68,18 @@ class Sequence:
         return self.num_generated_tokens >= self.request.sampling.min_tokens
 
     def append(self, token_id: int) -> None:
+        """The next generated token. Raises `RequestFaultError` where the constraint cannot follow it."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
         self.token_ids.append(token_id)
+        if self.constraint is not None and token_id not in self.end_token_ids:
+            self.constraint.accept(token_id)
         self.generated_counts[token_id] = self.generated_counts.get(token_id, 0) + 1
+
+    @property
+    def is_complete(self) -> bool:
+        """What its constraint asks for is there, and nothing can follow."""
+        return self.constraint is not None and self.constraint.is_complete
 
     def draw(self) -> float:
         """The random number in [0, 1) that chooses the next token.

@@ -33,6 +33,9 @@ class Tokenizer(Protocol):
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The prompt's token ids. Raises `RequestFaultError` when the client's prompt cannot be encoded."""
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a piece of text wherever it stands: nothing opens it, and special tokens in it are text."""
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out; an incomplete UTF-8 sequence shows as U+FFFD."""
 

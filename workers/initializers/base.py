@@ -15,6 +15,7 @@ from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
 from workers.engine.tokenizer import Tokenizer
 from workers.errors import LoadError
+from workers.runners.grammar import GrammarCompiler
 from workers.sources.progress import Progress
 
 __all__ = ["Initializer", "LoadedModel", "Progress"]
@@ -49,7 +50,8 @@ class Initializer(Protocol):
 
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, engine_sizes(entry, loaded))
+    constraints = GrammarCompiler(loaded.tokenizer)
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, constraints, engine_sizes(entry, loaded))
 
 
 def resized(loaded: LoadedModel, generation: Generation) -> LoadedModel:

@@ -43,6 +43,9 @@ class LlamaCppTokenizer:
         text = escape.join(prompt) if isinstance(prompt, TextPrompt) else self._template.render(prompt, escape)
         return self._with_opening(self._encode(text, escape))
 
+    def encode_text(self, text: str) -> list[int]:
+        return self._tokenize(text, parse_special=False)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return b"".join([self._pieces[token_id] for token_id in token_ids]).decode(errors="replace")
 
@@ -61,7 +64,7 @@ class LlamaCppTokenizer:
             if special_id is not None:
                 token_ids.append(special_id)
             else:
-                token_ids.extend(self._tokenize(escape.reveal(piece), parse_special=False))
+                token_ids.extend(self.encode_text(escape.reveal(piece)))
         return token_ids
 
     def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:

@@ -1,9 +1,9 @@
 """Chooses tokens from logits with torch, each row by its own sequence's parameters.
 
-Order as in vLLM: bans, biases, penalties, temperature, min-p, top-k, top-p, draw. A row's result depends on that row
-and its sequence alone, never on its neighbours. Random numbers come from the sequence, so they are the same on every
-device. Logprobs are those of the row as it came, as vLLM's `raw_logprobs` are, and cost nothing where nobody wants
-them.
+Order as in vLLM: constraints, bans, biases, penalties, temperature, min-p, top-k, top-p, draw. A row's result depends
+on that row and its sequence alone, never on its neighbours. Random numbers come from the sequence, so they are the same
+on every device. Logprobs are those of the row as it came, as vLLM's `raw_logprobs` are, and cost nothing where nobody
+wants them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from model_registry.contract import SamplingParams
+from model_registry.contract import RequestFaultError, SamplingParams
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
 
@@ -29,16 +29,23 @@ class TorchSampler:
     @torch.inference_mode()
     def sample(self, rows: torch.Tensor, sequences: Rows[Sequence]) -> list[SampledToken | Exception]:
         wanted: dict[int, torch.Tensor] = {}
+        faults: dict[int, RequestFaultError] = {}
         for index, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
             if sequence.request.sampling.num_logprobs is not None:
                 wanted[index] = torch.log_softmax(row, dim=-1)
-            _ban_end(row, sequence)
+            try:
+                _ban(row, sequence)
+            except RequestFaultError as error:
+                faults[index] = error
             _bias(row, sequence)
             _penalize(row, sequence)
         token_ids = _likeliest_tokens(rows)
         finite = torch.isfinite(rows.amax(dim=-1)).tolist()
         sampled: list[SampledToken | Exception] = []
         for index, sequence in enumerate(sequences):
+            if index in faults:
+                sampled.append(faults[index])
+                continue
             if not finite[index]:
                 sampled.append(ArithmeticError("the model computed logits that are not finite"))
                 continue
@@ -71,9 +78,26 @@ def _ranked(logprobs: torch.Tensor, num_ranked: int) -> list[tuple[int, float]]:
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:num_ranked]
 
 
-def _ban_end(row: torch.Tensor, sequence: Sequence) -> None:
-    if not sequence.may_end:
-        row[[*sequence.end_token_ids, *sequence.request.sampling.stop_token_ids]] = -torch.inf
+def _ban(row: torch.Tensor, sequence: Sequence) -> None:
+    """Leave what the sequence's constraint allows, and no end before `min_tokens` as long as anything else may come."""
+    ends = [] if sequence.may_end else [*sequence.end_token_ids, *sequence.request.sampling.stop_token_ids]
+    if sequence.constraint is None:
+        if ends:
+            row[ends] = -torch.inf
+        return
+    allowed = _unpacked(sequence.constraint.mask(), row)
+    if ends:
+        others = allowed.clone()
+        others[ends] = False
+        allowed = others if others.any() else allowed
+    row.masked_fill_(~allowed, -torch.inf)
+
+
+def _unpacked(mask: bytes, row: torch.Tensor) -> torch.Tensor:
+    """A bool per token of a row, of a mask that has a bit for each."""
+    packed = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(row.device)
+    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=row.device) & 1
+    return bits.view(-1)[: len(row)].bool()
 
 
 def _bias(row: torch.Tensor, sequence: Sequence) -> None:

@@ -48,6 +48,9 @@ class HuggingFaceTokenizer:
             return self._with_opening(self._encode(escape.join(prompt), escape))
         return self._encode(self._template.render(prompt, escape), escape)
 
+    def encode_text(self, text: str) -> list[int]:
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._rust.decode(token_ids, skip_special_tokens=True)
         return text
@@ -64,7 +67,7 @@ class HuggingFaceTokenizer:
             if special_id is not None:
                 token_ids.append(special_id)
             else:
-                token_ids.extend(self._plain.encode(escape.reveal(piece), add_special_tokens=False).ids)
+                token_ids.extend(self.encode_text(escape.reveal(piece)))
         return token_ids
 
     def _with_opening(self, token_ids: list[int]) -> list[int]:

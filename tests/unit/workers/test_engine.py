@@ -33,6 +33,7 @@ from workers.engine.runner import StepPlan
 from workers.engine.sampler import SampledToken
 from workers.engine.sequence import Sequence
 from workers.errors import DeviceLostError, LoadError
+from workers.runners.grammar import GrammarCompiler
 
 MakeEngine = Callable[..., Engine]
 
@@ -57,6 +58,7 @@ def make_engine(
         runner or EchoRunner(num_kv_blocks),
         sampler or EchoSampler(),
         ByteTokenizer(),
+        GrammarCompiler(ByteTokenizer()),
         EngineSizes(lambda: PagedKVCache(num_kv_blocks, BLOCK_SIZE), limits),
     )
 
@@ -525,6 +527,7 @@ def test_without_the_new_memory_and_the_old_one_nothing_can_go_on() -> None:
         return PagedKVCache(64, BLOCK_SIZE)
 
     limits = EngineLimits(max_model_len=64, max_batch_size=1, max_batch_tokens=64)
-    engine = Engine(EchoRunner(64), EchoSampler(), ByteTokenizer(), EngineSizes(refused, limits))
+    constraints = GrammarCompiler(ByteTokenizer())
+    engine = Engine(EchoRunner(64), EchoSampler(), ByteTokenizer(), constraints, EngineSizes(refused, limits))
     with pytest.raises(DeviceLostError, match="no room"):
         engine.resize(EngineSizes(refused, limits))

@@ -25,6 +25,7 @@ from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sequence import Sequence
 from workers.errors import DeviceLostError, LoadError
+from workers.runners.grammar import GrammarCompiler
 
 WAIT_S = 10
 
@@ -35,6 +36,7 @@ def make_engine(runner: EchoRunner | None = None) -> Engine:
         runner or EchoRunner(64, step_time_s=0.0005),
         EchoSampler(),
         ByteTokenizer(),
+        GrammarCompiler(ByteTokenizer()),
         EngineSizes(lambda: PagedKVCache(64, BLOCK_SIZE), limits),
     )
 

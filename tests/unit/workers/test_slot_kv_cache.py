@@ -19,6 +19,7 @@ from workers.engine.engine import Engine, EngineLimits, EngineSizes
 from workers.engine.kv_cache import BlockTable
 from workers.engine.runner import CopyPrefix, KVOperation, StepPlan, Truncate
 from workers.engine.slot_kv_cache import SlotKVCache
+from workers.runners.grammar import GrammarCompiler
 
 OVERWRITTEN = -1
 """In a cell of which llama.cpp has made another's."""
@@ -322,6 +323,7 @@ def test_the_whole_engine_echoes_out_of_the_memory_also_when_cells_are_short_and
         MemoryRunner(num_cells),
         EchoSampler(),
         ByteTokenizer(),
+        GrammarCompiler(ByteTokenizer()),
         EngineSizes(
             lambda: SlotKVCache(num_slots, num_cells),
             EngineLimits(max_model_len=64, max_batch_size=3, max_batch_tokens=batch_tokens),

@@ -1,0 +1,147 @@
+"""Constraints on generated text by llguidance, for every vocabulary and runner.
+
+Grammars are compiled once and copied for each sequence. What llguidance spends on one grammar or one mask is bounded by
+its own limits, so that a client's grammar costs its client an error and others nothing. Knows tokens as bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Final
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
+
+from model_registry.contract import Constraint, ConstraintKind, FaultKind, RequestFaultError
+from workers.engine.constraint import TokenConstraint
+from workers.engine.tokenizer import Tokenizer
+
+MAX_CACHED_GRAMMARS: Final = 64
+MAX_MESSAGE_CHARS: Final = 300
+LIMITS: Final = LLParserLimits(verbose_errors=False)
+"""llguidance's own: about 20 ms to build a grammar's lexer and 15 ms for a mask, and half a million symbols."""
+JSON_WHITESPACE: Final = r"[ \t\n\r]{1,32}"
+"""Between the parts of a JSON text. Without a bound, a small model goes on with spaces until its last token."""
+
+
+class GrammarCompiler:
+    """`ConstraintCompiler` for one model's vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary: LLTokenizer | None = None
+        self._matchers: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        """In their initial state, the one used last at the end."""
+        self._lock = threading.Lock()
+
+    def compile(self, constraint: Constraint) -> TokenConstraint:
+        with self._lock:
+            matcher = self._matchers.get(constraint)
+            if matcher is None:
+                matcher = self._matchers[constraint] = self._new_matcher(constraint)
+            self._matchers.move_to_end(constraint)
+            if len(self._matchers) > MAX_CACHED_GRAMMARS:
+                self._matchers.popitem(last=False)
+            return GrammarConstraint(matcher.deep_copy(), constraint.param)
+
+    def _new_matcher(self, constraint: Constraint) -> LLMatcher:
+        if self._vocabulary is None:
+            # Takes up to a second for a large vocabulary, and most models are never asked for a constraint.
+            self._vocabulary = LLTokenizer(
+                TokenizerWrapper(_Vocabulary(self._tokenizer)),
+                n_vocab=self._tokenizer.vocab_size,
+                eos_token=sorted(self._tokenizer.eos_token_ids),
+            )
+        try:
+            matcher = LLMatcher(self._vocabulary, _grammar_of(constraint), log_level=0, limits=LIMITS)
+        except ValueError as error:
+            raise _refused(str(error), constraint.param) from error
+        if matcher.is_error():
+            raise _refused(matcher.get_error(), constraint.param)
+        return matcher
+
+
+class GrammarConstraint:
+    """One sequence's place in a grammar."""
+
+    def __init__(self, matcher: LLMatcher, param: str) -> None:
+        self._matcher = matcher
+        self._param = param
+
+    @property
+    def is_complete(self) -> bool:
+        return self._matcher.is_stopped()
+
+    def mask(self) -> bytes:
+        mask = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise _refused(self._matcher.get_error(), self._param)
+        return mask
+
+    def accept(self, token_id: int) -> None:
+        if not self._matcher.consume_token(token_id):
+            raise _refused(self._matcher.get_error(), self._param)
+
+
+class _Vocabulary:
+    """What `TokenizerWrapper` asks of a tokenizer."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        pieces = [tokenizer.piece(token_id) for token_id in range(tokenizer.vocab_size)]
+        self.eos_token_id = min(tokenizer.eos_token_ids)
+        self.tokens = [piece.text for piece in pieces]
+        self.special_token_ids = [token_id for token_id, piece in enumerate(pieces) if piece.is_special]
+        self._ids = {piece.text: token_id for token_id, piece in enumerate(pieces) if not piece.is_special}
+        self._max_piece_bytes = max(map(len, self._ids))
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Text that must come next, in the tokens that the model is most at home with. Raises `ValueError`."""
+        token_ids = self._tokenizer.encode_text(text.decode(errors="replace"))
+        if b"".join(self.tokens[token_id] for token_id in token_ids) == text:
+            return token_ids
+        return self._longest_pieces(text)  # some tokenizers begin every text with a space
+
+    def _longest_pieces(self, text: bytes) -> list[int]:
+        token_ids: list[int] = []
+        while text:
+            prefixes = (text[:size] for size in range(min(len(text), self._max_piece_bytes), 0, -1))
+            piece = next((prefix for prefix in prefixes if prefix in self._ids), None)
+            if piece is None:
+                raise ValueError(f"the model has no token for the byte 0x{text[0]:02x}")
+            token_ids.append(self._ids[piece])
+            text = text[len(piece) :]
+        return token_ids
+
+
+def _grammar_of(constraint: Constraint) -> str:
+    """In llguidance's words. Raises `ValueError`."""
+    match constraint.kind:
+        case ConstraintKind.JSON_SCHEMA:
+            return LLMatcher.grammar_from_json_schema(
+                constraint.source, overrides={"whitespace_pattern": JSON_WHITESPACE, "lenient": False}
+            )
+        case ConstraintKind.REGEX:
+            return LLMatcher.grammar_from_regex(constraint.source)
+        case ConstraintKind.GRAMMAR:
+            return LLMatcher.grammar_from_lark(_lark_of(constraint.source))
+
+
+def _lark_of(grammar: str) -> str:
+    """A grammar in either notation as Lark. Raises `ValueError`."""
+    if not is_lark_syntax(grammar) and "::=" not in grammar:
+        raise ValueError("a grammar has a rule 'start: …', as Lark writes it, or 'root ::= …', as GBNF does")
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:
+        # An edge: the converter raises whatever comes, and bare exceptions too.
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _refused(reason: str, param: str) -> RequestFaultError:
+    reason = " ".join(reason.split())
+    shown = reason if len(reason) <= MAX_MESSAGE_CHARS else f"{reason[:MAX_MESSAGE_CHARS]}…"
+    return RequestFaultError(FaultKind.INVALID_REQUEST, f"Invalid '{param}': {shown}", param)
