@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from bench import compiled, engine, llama, server
+from bench import compiled, engine, llama, server, structured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description="Measure Aviary on this machine.")
     parser.add_argument(
-        "what", nargs="?", choices=["engine", "compiled", "llama", "server"], help="only this measurement"
+        "what", nargs="?", choices=["engine", "compiled", "llama", "server", "structured"], help="only this measurement"
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison; medians are printed")
     arguments = parser.parse_args()
@@ -22,6 +22,8 @@ def main() -> None:
         llama.measure(arguments.rounds)
     if arguments.what in (None, "server"):
         server.measure(arguments.rounds)
+    if arguments.what in (None, "structured"):
+        structured.measure(arguments.rounds)
 
 
 if __name__ == "__main__":
