@@ -29,11 +29,13 @@ def sampling_params(
     max_tokens: int | None,
     default_max_tokens: int | None,
     num_logprobs: int | None = None,
+    echo: bool = False,
+    num_prompt_logprobs: int | None = None,
     constraint: Constraint | None = None,
 ) -> tuple[SamplingParams, ...]:
     """One per sequence of each prompt.
 
-    `max_tokens`, `num_logprobs` and `constraint` are what the request says, in whatever words its endpoint has. Raises
+    What is not in `GenerationFields` is given as the request says it, in whatever words its endpoint has. Raises
     `InvalidRequestError` when limits contradict.
     """
     generation = entry.model.generation
@@ -54,6 +56,8 @@ def sampling_params(
         presence_penalty=_given(request.presence_penalty, 0.0),
         frequency_penalty=_given(request.frequency_penalty, 0.0),
         num_logprobs=num_logprobs,
+        echo=echo,
+        num_prompt_logprobs=num_prompt_logprobs,
         constraint=constraint,
         ignore_eos=bool(request.ignore_eos),
         stop=tuple(dict.fromkeys(strings + request.stops)),

@@ -141,7 +141,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence is generated and when it ends; already merged and range-checked by the gateway."""
 
     max_tokens: int | None = None
-    """Generated tokens at most; None: up to the model's context length."""
+    """Generated tokens at most; None: up to the model's context length. 0: nothing but an `echo`."""
     max_tokens_is_default: bool = False
     """The limit is the model's default, not the client's wish: where the context has less room, that is enough."""
     min_tokens: int = 0
@@ -162,8 +162,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Same seed, same request, same model: same text, whatever else is in the batch. None: fresh randomness."""
     num_logprobs: int | None = None
     """Of each generated token its logprob and so many likeliest others'; 0: its own only, None: no logprobs."""
+    echo: bool = False
+    """Tell what the prompt is, with the first output."""
     num_prompt_logprobs: int | None = None
-    """The same of each prompt token but the first, which nothing comes before."""
+    """The same of the prompt's tokens; only with `echo`."""
     constraint: Constraint | None = None
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
@@ -233,6 +235,15 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """The likeliest tokens, likeliest first, equally likely ones by id; the chosen one only if it is among them."""
 
 
+class PromptEcho(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt as the model read it."""
+
+    text: str
+    """Without special tokens."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each token, where they were asked for; the first one's is 0, since nothing comes before it."""
+
+
 class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one sequence gained since its last output. Final when it has a finish_reason or a fault."""
 
@@ -242,8 +253,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Every generated token, also those whose text is held back or cut by a stop."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of each of `token_ids`, when they were asked for."""
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of the prompt's tokens from the second on, as far as they were computed; when they were asked for."""
+    prompt: PromptEcho | None = None
+    """With the first output, where it was asked for."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     """Set on the final output."""
@@ -261,7 +272,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             text=self.text + later.text,
             token_ids=self.token_ids + later.token_ids,
             logprobs=self.logprobs + later.logprobs,
-            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
+            prompt=self.prompt or later.prompt,
             finish_reason=later.finish_reason,
             usage=later.usage,
             timing=later.timing,

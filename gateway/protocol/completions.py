@@ -92,11 +92,27 @@ class CompletionRequest(GenerationFields):
         le=MAX_LOGPROBS,
         description="Tell how likely each generated token was, and so many likeliest others.",
     )
-    echo: only_neutral(False) = None  # type: ignore[valid-type]
+    echo: bool | None = Field(None, description="Begin each choice with its prompt; with `logprobs`, with its own too.")
+    max_tokens: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Tokens generated at most; 0 only with `echo`."
+    )
     suffix: only_neutral() = None  # type: ignore[valid-type]
 
     def check_together(self) -> None:
         super().check_together()
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError(
+                "Invalid 'max_tokens': integer below minimum value. Expected a value >= 1, but got 0 instead; without "
+                "'echo' there would be nothing to answer.",
+                param="max_tokens",
+                code="integer_below_min_value",
+            )
+        if self.echo and self.use_prompt_format:
+            raise InvalidRequestError(
+                "Invalid 'echo': with 'use_prompt_format' the model reads more than the prompt. Give one of them.",
+                param="echo",
+                code="invalid_value",
+            )
         if self.best_of is not None and self.best_of < self.num_choices:
             raise InvalidRequestError(
                 f"Invalid 'best_of': {self.best_of} is less than the {self.num_choices} choices of 'n', which are "

@@ -27,6 +27,8 @@ def _plan(request: CompletionRequest, model: ModelView) -> Plan:
             max_tokens=request.max_tokens,
             default_max_tokens=DEFAULT_COMPLETION_TOKENS,
             num_logprobs=0 if request.logprobs is None and ranks_sequences else request.logprobs,
+            echo=bool(request.echo),
+            num_prompt_logprobs=request.logprobs if request.echo else None,
             constraint=constraint_of(None, request.structured_outputs),
         ),
         shape=TextShape(

@@ -60,8 +60,8 @@ def expected_logits(folder: Path) -> torch.Tensor:
 def logits_in_two_steps(runner: Any) -> torch.Tensor:
     """A prefill and a decode."""
     blocks = [4, 1, 7]
-    runner.run(StepPlan([Chunk(TOKEN_IDS[:-1], 0, blocks, wants_logits=False)]))
-    logits: torch.Tensor = runner.run(StepPlan([Chunk(TOKEN_IDS[-1:], 39, blocks, wants_logits=True)]))[0]
+    runner.run(StepPlan([Chunk(TOKEN_IDS[:-1], 0, blocks, num_logits=0)]))
+    logits: torch.Tensor = runner.run(StepPlan([Chunk(TOKEN_IDS[-1:], 39, blocks, num_logits=1)]))[0]
     return logits
 
 

@@ -190,20 +190,18 @@ def test_logits_are_bit_for_bit_the_same_alone_and_among_others(loaded: tuple[Lo
     runner = loaded[0].runner
     empty = [Truncate(slot, 0) for slot in range(8)]
     token_ids = list(range(100, 140))
-    alone = runner.run(StepPlan([Chunk(token_ids, 0, [0], wants_logits=True)], empty)).clone()
-    others = [Chunk(list(range(1000 * slot, 1000 * slot + 20)), 0, [slot], wants_logits=False) for slot in range(1, 7)]
-    runner.run(StepPlan([*others, Chunk(token_ids[:9], 0, [7], wants_logits=False)], empty))
-    among = runner.run(
-        StepPlan([Chunk([5], 20, [1], wants_logits=True), Chunk(token_ids[9:], 9, [7], wants_logits=True)])
-    )
+    alone = runner.run(StepPlan([Chunk(token_ids, 0, [0], num_logits=1)], empty)).clone()
+    others = [Chunk(list(range(1000 * slot, 1000 * slot + 20)), 0, [slot], num_logits=0) for slot in range(1, 7)]
+    runner.run(StepPlan([*others, Chunk(token_ids[:9], 0, [7], num_logits=0)], empty))
+    among = runner.run(StepPlan([Chunk([5], 20, [1], num_logits=1), Chunk(token_ids[9:], 9, [7], num_logits=1)]))
     assert torch.equal(alone[0], among[1])
 
 
 def test_the_same_chunk_can_be_run_again(loaded: tuple[LoadedModel, RegistryEntry]) -> None:
     runner = loaded[0].runner
-    runner.run(StepPlan([Chunk([1, 2, 3], 0, [0], wants_logits=False)], [Truncate(0, 0)]))
-    once = runner.run(StepPlan([Chunk([4, 5], 3, [0], wants_logits=True)])).clone()
-    again = runner.run(StepPlan([Chunk([4, 5], 3, [0], wants_logits=True)]))
+    runner.run(StepPlan([Chunk([1, 2, 3], 0, [0], num_logits=0)], [Truncate(0, 0)]))
+    once = runner.run(StepPlan([Chunk([4, 5], 3, [0], num_logits=1)])).clone()
+    again = runner.run(StepPlan([Chunk([4, 5], 3, [0], num_logits=1)]))
     assert torch.equal(once, again)
 
 
@@ -411,7 +409,7 @@ def test_parameters_reach_llama_cpp(gguf: Path) -> None:
     }
     assert found == {name: kwargs[name] for name in found}
     assert changed.new_kv_cache().capacity == changed.max_model_len == 300
-    plan = StepPlan([Chunk([5, 6, 7], 0, [0], wants_logits=True)], [Truncate(0, 0)])
+    plan = StepPlan([Chunk([5, 6, 7], 0, [0], num_logits=1)], [Truncate(0, 0)])
     normal, _ = load(gguf.parent)
     assert not torch.allclose(changed.runner.run(plan), normal.runner.run(plan), atol=0.1)
 

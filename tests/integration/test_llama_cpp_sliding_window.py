@@ -120,14 +120,14 @@ def test_logits_are_the_same_bits_alone_and_close_among_others(loaded: tuple[Loa
     empty = [Truncate(slot, 0) for slot in range(8)]
 
     def alone() -> torch.Tensor:
-        return runner.run(StepPlan([Chunk(token_ids, 0, [0], wants_logits=True)], empty))[0].clone()
+        return runner.run(StepPlan([Chunk(token_ids, 0, [0], num_logits=1)], empty))[0].clone()
 
     first, second = alone(), alone()
     assert torch.equal(first, second)
-    others = [Chunk(token_ids[slot:], 0, [slot], wants_logits=False) for slot in range(1, 4)]
-    runner.run(StepPlan([*others, Chunk(token_ids[:9], 0, [7], wants_logits=False)], empty))
-    decodes = [Chunk([5], chunk.end, list(chunk.block_ids), wants_logits=True) for chunk in others]
-    among = runner.run(StepPlan([*decodes, Chunk(token_ids[9:], 9, [7], wants_logits=True)]))[-1]
+    others = [Chunk(token_ids[slot:], 0, [slot], num_logits=0) for slot in range(1, 4)]
+    runner.run(StepPlan([*others, Chunk(token_ids[:9], 0, [7], num_logits=0)], empty))
+    decodes = [Chunk([5], chunk.end, list(chunk.block_ids), num_logits=1) for chunk in others]
+    among = runner.run(StepPlan([*decodes, Chunk(token_ids[9:], 9, [7], num_logits=1)]))[-1]
     distance = 0.5 * (among.softmax(0) - first.softmax(0)).abs().sum()  # of two distributions: from 0 to 1
     assert distance < 0.1
 

@@ -90,7 +90,7 @@ def answer(entry: RegistryEntry, loaded: LoadedModel, requests: list[GenerationR
     """Logits after the first prompt, and what the requests are answered, all of them running together."""
     first = loaded.tokenizer.encode_prompt(requests[0].prompt)
     block_ids = list(range(-(-len(first) // BLOCK_SIZE)))
-    logits = loaded.runner.run(StepPlan([Chunk(first, 0, block_ids, wants_logits=True)]))[0].tolist()
+    logits = loaded.runner.run(StepPlan([Chunk(first, 0, block_ids, num_logits=1)]))[0].tolist()
     return Answer(logits, run_together(build_engine(entry, loaded), requests))
 
 

@@ -76,16 +76,22 @@ class EchoRunner:
         self._slots = [0] * (num_kv_blocks * BLOCK_SIZE)
 
     def run(self, plan: StepPlan) -> list[int]:
-        """The next token of each chunk that wants logits."""
+        """What it predicts after each token whose logits are wanted."""
         if self._step_time_s:
             time.sleep(self._step_time_s)
         for chunk in plan.chunks:
             for position, token_id in enumerate(chunk.token_ids, start=chunk.start):
                 self._slots[_slot(chunk, position)] = token_id
-        return [self._next_token(chunk) for chunk in plan.chunks if chunk.wants_logits]
+        return [
+            self._next_token(chunk, end)
+            for chunk in plan.chunks
+            for end in range(chunk.end - chunk.num_logits + 1, chunk.end + 1)
+        ]
 
-    def _next_token(self, chunk: Chunk) -> int:
-        token_ids = [self._slots[_slot(chunk, position)] for position in range(chunk.end)]
+    def _next_token(self, chunk: Chunk, end: int) -> int:
+        token_ids = [self._slots[_slot(chunk, position)] for position in range(end)]
+        if END_OF_PROMPT not in token_ids:
+            return END_OF_PROMPT  # inside a prompt it expects nothing but its end
         num_prompt_bytes = token_ids.index(END_OF_PROMPT)
         position = (len(token_ids) - num_prompt_bytes - 1) % (num_prompt_bytes + 1)
         return END_OF_SEQUENCE if position == num_prompt_bytes else token_ids[position]
@@ -97,6 +103,10 @@ class EchoSampler:
     def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
         return [_sampled(predicted, sequence) for predicted, sequence in zip(rows, sequences, strict=True)]
 
+    def logprobs(self, rows: list[int], token_ids: Ids[int], num_logprobs: int) -> list[RawLogprobs]:
+        pairs = zip(rows, token_ids, strict=True)
+        return [_raw_logprobs(token_id, predicted, num_logprobs) for predicted, token_id in pairs]
+
 
 def _sampled(predicted: int, sequence: Sequence) -> SampledToken | RequestFaultError:
     token_id = SPACE if predicted == END_OF_SEQUENCE and not sequence.may_end else predicted
@@ -106,11 +116,13 @@ def _sampled(predicted: int, sequence: Sequence) -> SampledToken | RequestFaultE
         except RequestFaultError as error:
             return error
     num_logprobs = sequence.request.sampling.num_logprobs
-    if num_logprobs is None:
-        return SampledToken(token_id)
+    return SampledToken(token_id, None if num_logprobs is None else _raw_logprobs(token_id, predicted, num_logprobs))
+
+
+def _raw_logprobs(token_id: int, predicted: int, num_logprobs: int) -> RawLogprobs:
     ranked = [predicted, *(other for other in range(VOCAB_SIZE) if other != predicted)][:num_logprobs]
     top = [(other, _logprob(other, predicted)) for other in ranked]
-    return SampledToken(token_id, RawLogprobs(_logprob(token_id, predicted), top))
+    return RawLogprobs(_logprob(token_id, predicted), top)
 
 
 def _allowed(mask: bytes, wanted: int, *, may_end: bool) -> int:

@@ -11,6 +11,9 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
 
 from model_registry.contract import (
     Candidate,
@@ -18,6 +21,7 @@ from model_registry.contract import (
     FaultKind,
     FinishReason,
     GenerationRequest,
+    PromptEcho,
     RequestFaultError,
     SamplingParams,
     SequenceOutput,
@@ -26,7 +30,8 @@ from model_registry.contract import (
 )
 from workers.engine.constraint import ConstraintCompiler
 from workers.engine.kv_cache import KVCache
-from workers.engine.runner import KVOperation, ModelRunner, StepPlan
+from workers.engine.raw_logprobs import RawLogprobs
+from workers.engine.runner import KVOperation, LogitsRows, ModelRunner, StepPlan
 from workers.engine.sampler import SampledToken, Sampler
 from workers.engine.scheduler import Scheduled, Scheduler
 from workers.engine.sequence import Sequence
@@ -52,6 +57,8 @@ class EngineLimits:
     max_batch_tokens: int
     max_input_tokens: int | None = None
     """Prompt tokens of one sequence at most; None: as many as fit."""
+    max_logits_rows: int | None = None
+    """Logits rows of one step at most; None: one for each of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +82,15 @@ class Engine:
         sizes: EngineSizes,
     ) -> None:
         """The runner's KV memory, and the books of it, are this engine's alone."""
-        limits = sizes.limits
         self._runner = runner
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._constraints = constraints
         self._sizes = sizes
-        self._max_input_tokens = limits.max_input_tokens
-        self._max_model_len = limits.max_model_len
+        self._max_input_tokens = sizes.limits.max_input_tokens
+        self._max_model_len = sizes.limits.max_model_len
         """What new requests are held to: less than the limit while a smaller one is awaited."""
-        self._scheduler = Scheduler(
-            _kv_cache_of(sizes), max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens
-        )
+        self._scheduler = Scheduler(_kv_cache_of(sizes), **_step_limits(sizes.limits))
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
         self._step_batch_size = 0
@@ -196,11 +200,10 @@ class Engine:
         )
 
     def _use(self, sizes: EngineSizes) -> None:
-        limits = sizes.limits
         kv_cache = _kv_cache_of(sizes)
         self._sizes = sizes
-        self._max_model_len = limits.max_model_len
-        self._scheduler.resize(kv_cache, max_batch_size=limits.max_batch_size, max_batch_tokens=limits.max_batch_tokens)
+        self._max_model_len = sizes.limits.max_model_len
+        self._scheduler.resize(kv_cache, **_step_limits(sizes.limits))
 
     def _run(
         self, scheduled: list[Scheduled], kv_operations: Sequences[KVOperation] = ()
@@ -211,6 +214,8 @@ class Engine:
         """
         try:
             rows = self._runner.run(StepPlan([part.chunk() for part in scheduled], kv_operations))
+            if any(part.num_prompt_logits for part in scheduled):
+                return self._sample_one_by_one(scheduled, rows)
             completed = [part.sequence for part in scheduled if part.completes]
             sampled = iter(self._sampler.sample(rows, completed) if completed else [])
             return [next(sampled) if part.completes else None for part in scheduled]
@@ -222,6 +227,22 @@ class Engine:
             logger.warning("a step of %d sequences failed, running them one by one: %s", len(scheduled), error)
             return [self._run([part])[0] for part in scheduled]
 
+    def _sample_one_by_one(self, scheduled: list[Scheduled], rows: LogitsRows) -> list[SampledToken | Exception | None]:
+        """The same for parts of which some also tell how likely their prompt was."""
+        results: list[SampledToken | Exception | None] = []
+        end = 0
+        for part in scheduled:
+            sequence, num_told, start = part.sequence, part.num_prompt_logits, end
+            end = start + part.num_logits
+            num_logprobs = sequence.request.sampling.num_prompt_logprobs
+            if num_told and num_logprobs is not None:
+                told = sequence.num_prompt_tokens_told
+                token_ids = sequence.token_ids[told : told + num_told]
+                told_rows = rows[start : start + num_told]
+                sequence.prompt_logprobs += self._sampler.logprobs(told_rows, token_ids, num_logprobs)
+            results.append(self._sampler.sample(rows[end - 1 : end], [sequence])[0] if part.completes else None)
+        return results
+
     def _emit(self, scheduled: Scheduled, sampled: SampledToken | Exception | None) -> SequenceOutput | None:
         """Note one part's result and turn it into output."""
         sequence = scheduled.sequence
@@ -231,6 +252,10 @@ class Engine:
         self._scheduler.commit(scheduled)
         if sampled is None:
             return None
+        prompt = self._echo(sequence) if sequence.first_token_at is None else None
+        if sequence.max_tokens == 0:
+            output = SequenceOutput(request_id=sequence.request_id, prompt=prompt)
+            return self._finish(sequence, output, FinishReason.LENGTH)
         token = sampled.token_id
         try:
             sequence.append(token)
@@ -238,19 +263,32 @@ class Engine:
             return self._fail(sequence, error)
         self._generated_tokens_total += 1
         text, finish_reason = self._advance_text(sequence, token)
-        logprobs = self._logprobs(sampled)
-        if finish_reason is None:
-            return SequenceOutput(request_id=sequence.request_id, text=text, token_ids=(token,), logprobs=logprobs)
-        self.abort(sequence.request_id)
-        return SequenceOutput(
+        output = SequenceOutput(
             request_id=sequence.request_id,
             text=text,
             token_ids=(token,),
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-            usage=sequence.usage(),
-            timing=sequence.timing(),
+            logprobs=() if sampled.logprobs is None else (self._logprobs(token, sampled.logprobs),),
+            prompt=prompt,
         )
+        return output if finish_reason is None else self._finish(sequence, output, finish_reason)
+
+    def _finish(self, sequence: Sequence, output: SequenceOutput, finish_reason: FinishReason) -> SequenceOutput:
+        """Forget a sequence; returns its last output as the final one."""
+        self.abort(sequence.request_id)
+        return msgspec.structs.replace(
+            output, finish_reason=finish_reason, usage=sequence.usage(), timing=sequence.timing()
+        )
+
+    def _echo(self, sequence: Sequence) -> PromptEcho | None:
+        """What the prompt is and how likely its tokens were, as far as that was asked for."""
+        if not sequence.request.sampling.echo:
+            return None
+        token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+        logprobs: list[TokenLogprobs] = []
+        if sequence.request.sampling.num_prompt_logprobs is not None:
+            later = zip(token_ids[1:], sequence.prompt_logprobs, strict=True)
+            logprobs = [TokenLogprobs(self._candidate(token_ids[0], 0.0)), *(self._logprobs(*pair) for pair in later)]
+        return PromptEcho(text=self._tokenizer.decode(token_ids), logprobs=tuple(logprobs))
 
     def _advance_text(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
         """The text that a new token makes certain, and whether it ends the sequence."""
@@ -266,12 +304,10 @@ class Engine:
         rest, stopped = stream.flush()
         return text + rest, FinishReason.STOP if stopped or sequence.is_complete else FinishReason.LENGTH
 
-    def _logprobs(self, sampled: SampledToken) -> tuple[TokenLogprobs, ...]:
-        """Those of one token with the tokens' own texts, or none."""
-        if sampled.logprobs is None:
-            return ()
-        chosen = self._candidate(sampled.token_id, sampled.logprobs.chosen)
-        return (TokenLogprobs(chosen, tuple(self._candidate(*other) for other in sampled.logprobs.top)),)
+    def _logprobs(self, token_id: int, logprobs: RawLogprobs) -> TokenLogprobs:
+        """Those of one token with the tokens' own texts."""
+        chosen = self._candidate(token_id, logprobs.chosen)
+        return TokenLogprobs(chosen, tuple(self._candidate(*other) for other in logprobs.top))
 
     def _candidate(self, token_id: int, logprob: float) -> Candidate:
         piece = self._tokenizer.piece(token_id)
@@ -299,7 +335,7 @@ class Engine:
         room = max_model_len - num_prompt_tokens
         wished = room if sampling.max_tokens is None else sampling.max_tokens
         asked = 1 if sampling.max_tokens is None or sampling.max_tokens_is_default else wished
-        needed = max(asked, sampling.min_tokens, 1)
+        needed = max(asked, sampling.min_tokens)
         if needed > room:
             raise RequestFaultError(
                 FaultKind.CONTEXT_LENGTH_EXCEEDED,
@@ -332,6 +368,15 @@ class Engine:
                         f"{self._tokenizer.vocab_size} tokens.",
                         param,
                     )
+
+
+def _step_limits(limits: EngineLimits) -> dict[str, Any]:
+    """The arguments of a `Scheduler`."""
+    return {
+        "max_batch_size": limits.max_batch_size,
+        "max_batch_tokens": limits.max_batch_tokens,
+        "max_logits_rows": limits.max_logits_rows,
+    }
 
 
 def _kv_cache_of(sizes: EngineSizes) -> KVCache:

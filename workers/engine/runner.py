@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 LogitsRows = Any
-"""One row per plan chunk with `wants_logits`, in plan order; only the runner's own sampler looks inside."""
+"""Each chunk's `num_logits` rows, in the order of its tokens, chunks in plan order. A slice of rows is rows too; only
+the runner's own sampler looks inside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,9 @@ class Chunk:
     """Position of the first of them in the sequence; everything before it is in the KV cache."""
     block_ids: Sequence[int]
     """KV blocks of the sequence in order, enough to hold all tokens up to the end of this chunk; or its one slot."""
-    wants_logits: bool
-    """False for a prefill chunk that is not the prompt's last."""
+    num_logits: int
+    """Of so many of its last tokens the logits are wanted: none for a prefill chunk that is not the prompt's last, one
+    to sample from, more to tell how likely a prompt's own tokens are."""
 
     @property
     def end(self) -> int:

@@ -6,17 +6,11 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Protocol
 
+from workers.engine.raw_logprobs import RawLogprobs
 from workers.engine.runner import LogitsRows
 from workers.engine.sequence import Sequence
 
-
-@dataclass(frozen=True, slots=True)
-class RawLogprobs:
-    """Log-softmax of a row in float32 as the model gave it, before anything that sampling does to it."""
-
-    chosen: float
-    top: Rows[tuple[int, float]] = ()
-    """Ids and logprobs of the `num_logprobs` likeliest tokens, likeliest first, equally likely ones by id."""
+__all__ = ["RawLogprobs", "SampledToken", "Sampler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,4 +24,7 @@ class Sampler(Protocol):
     """Chooses the next token of each sequence."""
 
     def sample(self, rows: LogitsRows, sequences: list[Sequence]) -> list[SampledToken | Exception]:
-        """One token per row; an exception where that row's sequence alone cannot go on."""
+        """One token per row, which it may change; an exception where that row's sequence alone cannot go on."""
+
+    def logprobs(self, rows: LogitsRows, token_ids: Rows[int], num_logprobs: int) -> list[RawLogprobs]:
+        """How likely a token that is known was, for each row, and so many of the likeliest."""

@@ -1,8 +1,9 @@
 """Which sequences run in the next step, and how many tokens of each.
 
 Iteration-level scheduling: running sequences decode one token each, then prompts are prefilled in chunks with what is
-left of the step's token budget, first come first served. When KV memory runs out, the newest sequence gives its own
-back and is computed again later (its tokens are kept). Knows sequences and KV bookkeeping; no torch, no text.
+left of the step's budget of tokens and logits rows, first come first served. When KV memory runs out, the newest
+sequence gives its own back and is computed again later (its tokens are kept). Knows sequences and KV bookkeeping; no
+torch, no text.
 """
 
 from __future__ import annotations
@@ -28,21 +29,40 @@ class Scheduled:
         """Whether a new token can be sampled after this step."""
         return self.num_tokens == self.sequence.num_remaining_tokens
 
+    @property
+    def num_prompt_logits(self) -> int:
+        """Logits rows that tell how likely the prompt's next tokens were."""
+        start, told = self.sequence.num_computed_tokens, self.sequence.num_prompt_tokens_told
+        end = min(start + self.num_tokens, self.sequence.num_prompt_tokens - 1)
+        return max(0, end - max(start, told - 1))
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_prompt_logits + self.completes
+
     def chunk(self) -> Chunk:
         start = self.sequence.num_computed_tokens
         return Chunk(
             token_ids=self.sequence.token_ids[start : start + self.num_tokens],
             start=start,
             block_ids=self.sequence.table.block_ids,
-            wants_logits=self.completes,
+            num_logits=self.num_logits,
         )
 
 
 class Scheduler:
     """Owner of the waiting and running queues and of the sequences' KV blocks."""
 
-    def __init__(self, kv_cache: KVCache, *, max_batch_size: int, max_batch_tokens: int) -> None:
-        self.resize(kv_cache, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens)
+    def __init__(
+        self, kv_cache: KVCache, *, max_batch_size: int, max_batch_tokens: int, max_logits_rows: int | None = None
+    ) -> None:
+        """Without `max_logits_rows`, a step may have one for each of its tokens."""
+        self.resize(
+            kv_cache,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+            max_logits_rows=max_logits_rows,
+        )
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self.num_preemptions = 0
@@ -79,11 +99,14 @@ class Scheduler:
         while self._running:
             self._preempt(self._running[-1])
 
-    def resize(self, kv_cache: KVCache, *, max_batch_size: int, max_batch_tokens: int) -> None:
+    def resize(
+        self, kv_cache: KVCache, *, max_batch_size: int, max_batch_tokens: int, max_logits_rows: int | None = None
+    ) -> None:
         """Other KV memory and other limits; only while nothing runs."""
         self._kv_cache = kv_cache
         self._max_batch_size = max_batch_size
         self._max_batch_tokens = max(max_batch_tokens, max_batch_size)
+        self._max_logits_rows = max(max_logits_rows or self._max_batch_tokens, max_batch_size)
 
     def schedule(self) -> list[Scheduled]:
         """The next step; empty only when there is nothing to run."""
@@ -115,25 +138,35 @@ class Scheduler:
         """Continue prompts that are already running, whose blocks they got at admission; returns the tokens spent."""
         spent = 0
         for sequence in self._running:
-            num_tokens = min(sequence.num_remaining_tokens, budget - spent)
-            if sequence.num_remaining_tokens > 1 and num_tokens > 0:
-                step.append(Scheduled(sequence, num_tokens))
-                spent += num_tokens
+            if sequence.num_remaining_tokens > 1 and spent < budget:
+                step.append(self._prefill(sequence, budget - spent, step))
+                spent += step[-1].num_tokens
         return spent
+
+    def _prefill(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> Scheduled:
+        """As much of the sequence as the budget and the logits rows allow, at least one token.
+
+        Each of those that may still join the step is left a row: for most, one is all that they ever want.
+        """
+        part = Scheduled(sequence, min(sequence.num_remaining_tokens, budget))
+        if not part.num_prompt_logits:
+            return part
+        num_others = min(self._max_batch_size, len(self._running) + len(self._waiting)) - len(step) - 1
+        room = self._max_logits_rows - sum(one.num_logits for one in step) - max(num_others, 0)
+        return Scheduled(sequence, part.num_tokens - max(part.num_logits - room, 0))
 
     def _admit(self, step: list[Scheduled], budget: int) -> None:
         """Start waiting sequences in order, as long as batch, budget and KV cache have room."""
         while self._waiting and budget > 0 and len(self._running) < self._max_batch_size:
             sequence = self._waiting[0]
-            cached = self._kv_cache.attach_prefix(sequence.table, sequence.token_ids)
+            cached = self._kv_cache.attach_prefix(sequence.table, sequence.known_token_ids)
             # Running sequences grow; without room for that the next token of one would preempt the newcomer.
             if not self._kv_cache.reserve(sequence.table, len(sequence.token_ids), num_spare=len(self._running)):
                 self._kv_cache.release(sequence.table)
                 return
             self._start(self._waiting.popleft(), cached)
-            num_tokens = min(sequence.num_remaining_tokens, budget)
-            step.append(Scheduled(sequence, num_tokens))
-            budget -= num_tokens
+            step.append(self._prefill(sequence, budget, step))
+            budget -= step[-1].num_tokens
 
     def _start(self, sequence: Sequence, num_cached_tokens: int) -> None:
         sequence.num_computed_tokens = num_cached_tokens

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from model_registry.contract import GenerationRequest, SequenceTiming, Usage
 from workers.engine.constraint import TokenConstraint
 from workers.engine.kv_cache import BlockTable
+from workers.engine.raw_logprobs import RawLogprobs
 from workers.engine.text_stream import TextStream
 
 _DRAW_BITS = 53
@@ -31,6 +32,8 @@ class Sequence:
     end_token_ids: frozenset[int]
     """Ids that end the sequence as the model's end of sequence; empty with `ignore_eos`."""
     text_stream: TextStream
+    prompt_logprobs: list[RawLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as they were computed; only where they are wanted."""
     constraint: TokenConstraint | None = None
     """As far as its generated tokens lead."""
     table: BlockTable = field(default_factory=BlockTable)
@@ -61,6 +64,19 @@ class Sequence:
     def num_remaining_tokens(self) -> int:
         """Tokens to run before the next one can be sampled; 1 while decoding."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_prompt_tokens_told(self) -> int:
+        """Leading prompt tokens of which nobody has to find out any more how likely they were."""
+        if self.request.sampling.num_prompt_logprobs is None:
+            return self.num_prompt_tokens
+        return min(1 + len(self.prompt_logprobs), self.num_prompt_tokens)
+
+    @property
+    def known_token_ids(self) -> list[int]:
+        """What may come from KV that is there: of a token that is not told yet, the logits before it are needed."""
+        told = self.num_prompt_tokens_told
+        return self.token_ids if told == self.num_prompt_tokens else self.token_ids[:told]
 
     @property
     def may_end(self) -> bool:

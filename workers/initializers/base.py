@@ -32,6 +32,8 @@ class LoadedModel:
     """Context length in tokens: the smaller of what the model can and the registry allows."""
     new_kv_cache: NewKVCache
     """For one engine at a time."""
+    max_logits_rows: int | None = None
+    """Of one step; None: one for each of its tokens."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
     with_sizes: Callable[[Generation], LoadedModel] | None = None
@@ -68,5 +70,6 @@ def engine_sizes(entry: RegistryEntry, loaded: LoadedModel) -> EngineSizes:
         max_batch_size=generation.max_batch_size,
         max_batch_tokens=generation.max_batch_tokens,
         max_input_tokens=generation.max_input_tokens,
+        max_logits_rows=loaded.max_logits_rows,
     )
     return EngineSizes(loaded.new_kv_cache, limits)

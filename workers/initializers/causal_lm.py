@@ -45,6 +45,8 @@ HOST_KV_SHARE = 0.25
 """Share of the host's available memory that a KV cache may take when the registry does not say."""
 GPU_KV_SHARE = 0.9
 """Share of the GPU memory left after loading, likewise."""
+LOGITS_BYTES = 64 * 1024 * 1024
+"""That the logits of one step may take where those of whole prompts are wanted."""
 DYNAMIC_WARM_UP_SIZES = (1, 2, 16)
 """One token is a shape of its own to the compiler; from the second size on, dimensions are dynamic."""
 RESERVED_KWARGS = ("dtype", "torch_dtype", "device_map", "attn_implementation", "quantization_config")
@@ -155,6 +157,8 @@ def build_loaded_model(
             tokenizer=tokenizer,
             max_model_len=max_model_len,
             new_kv_cache=partial(_new_kv_cache, runner, max_model_len, num_kv_blocks),
+            # A compiled graph has as many rows as there are sequences at most.
+            max_logits_rows=1 if settings.torch_compile is not None else LOGITS_BYTES // (4 * tokenizer.vocab_size),
             note=note,
             with_sizes=None if settings.torch_compile is not None else with_sizes,
         )

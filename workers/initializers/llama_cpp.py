@@ -38,6 +38,7 @@ GPU_KV_SHARE: Final = 0.9
 EXACT_UBATCH: Final = 63
 """Tokens that llama.cpp computes at a time on the CPU, unless the registry says (`n_ubatch`). From 64 on its attention
 works in tiles, and a sequence's logits come to depend on what lies beside it in the cache."""
+PROMPT_LOGITS_ROWS: Final = 64
 MAX_SLOTS: Final = llama_cpp.llama_max_parallel_sequences()
 _BYTES_PER_VALUE: Final = {0: 4.0, 1: 2.0, 2: 0.5625, 3: 0.625, 6: 0.6875, 7: 0.75, 8: 1.0625, 20: 0.5625, 30: 2.0}
 """Of the KV types, by their `ggml_type`."""
@@ -72,6 +73,7 @@ class LlamaCppInitializer:
                 tokenizer=tokenizer,
                 max_model_len=max_model_len,
                 new_kv_cache=partial(_new_kv_cache, model, runner, sizes, parameters),
+                max_logits_rows=_logits_rows(sizes),
                 with_sizes=with_sizes,
             )
 
@@ -166,7 +168,8 @@ def _new_context(model: LlamaModel, parameters: LlamaParameters, sizes: ContextS
     if "n_ubatch" not in parameters.context and not parameters.model["n_gpu_layers"]:
         native.n_ubatch = EXACT_UBATCH
     native.n_ubatch = min(native.n_ubatch, native.n_batch)
-    native.n_seq_max = native.n_outputs_max = sizes.num_slots
+    native.n_seq_max = sizes.num_slots
+    native.n_outputs_max = _logits_rows(sizes)
     native.kv_unified = True
     native.swa_full = True
     context: int | None = llama_cpp.llama_init_from_model(model.pointer, native)
@@ -176,6 +179,11 @@ def _new_context(model: LlamaModel, parameters: LlamaParameters, sizes: ContextS
             f"check {KEY}, or lower generation.kv_cache_tokens"
         )
     return context
+
+
+def _logits_rows(sizes: ContextSizes) -> int:
+    """Of one step: one for each sequence, and enough for prompts whose logits are all wanted."""
+    return max(sizes.num_slots, PROMPT_LOGITS_ROWS)
 
 
 def _set_fields(native: Any, values: dict[str, Any]) -> None:
@@ -215,6 +223,6 @@ def _tokens_in_memory(model: LlamaModel, parameters: LlamaParameters, num_held: 
 
 def _warm_up(runner: LlamaCppRunner) -> None:
     """One token, which touches every weight. Raises `LoadError` when the logits are not numbers."""
-    logits = runner.run(StepPlan([Chunk([0], 0, [0], wants_logits=True)], [Truncate(0, 0)]))
+    logits = runner.run(StepPlan([Chunk([0], 0, [0], num_logits=1)], [Truncate(0, 0)]))
     if not bool(torch.isfinite(logits).all()):
         raise LoadError("the model computes logits that are not finite; the file may be damaged")

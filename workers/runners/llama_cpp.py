@@ -70,7 +70,7 @@ class LlamaCppRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
-        """Logits `[num_rows, vocab_size]` in float32, a row per chunk that wants them, in plan order.
+        """Logits `[num_rows, vocab_size]` in float32, as the plan wants them.
 
         They are llama.cpp's own memory, not a copy: valid, and the caller's to change, until the next run.
         """
@@ -81,7 +81,7 @@ class LlamaCppRunner:
         status = llama_cpp.llama_decode(self._context, self._batch.fill(plan.chunks))
         if status != 0:
             raise RuntimeError(f"llama.cpp cannot run the step: {_REASONS.get(status, f'status {status}')}")
-        return self._logits(sum(chunk.wants_logits for chunk in plan.chunks))
+        return self._logits(sum(chunk.num_logits for chunk in plan.chunks))
 
     def _carry_out(self, operation: KVOperation) -> None:
         if isinstance(operation, CopyPrefix):
@@ -126,7 +126,7 @@ class _Batch:
         )
 
     def fill(self, chunks: Sequence[Chunk]) -> Any:
-        """The chunks one after the other; logits are wanted of the last token of those that want any."""
+        """The chunks one after the other."""
         end = 0
         for chunk in chunks:
             rows = slice(end, end := end + len(chunk.token_ids))
@@ -134,7 +134,7 @@ class _Batch:
             self._positions[rows] = range(chunk.start, chunk.end)
             self._slots[rows] = chunk.block_ids[0]
             self._wants_logits[rows] = 0
-            self._wants_logits[end - 1] = chunk.wants_logits
+            self._wants_logits[end - chunk.num_logits : end] = 1
         self._struct.n_tokens = end
         return self._struct
 

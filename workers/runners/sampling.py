@@ -51,9 +51,17 @@ class TorchSampler:
                 continue
             greedy = sequence.request.sampling.temperature < MIN_TEMPERATURE
             token_id = token_ids[index] if greedy else _draw(rows[index], sequence)
-            logprobs = _raw_logprobs(wanted[index], token_id, sequence) if index in wanted else None
+            num_logprobs = sequence.request.sampling.num_logprobs
+            logprobs = None if num_logprobs is None else _raw_logprobs(wanted[index], token_id, num_logprobs)
             sampled.append(SampledToken(token_id, logprobs))
         return sampled
+
+    @torch.inference_mode()
+    def logprobs(self, rows: torch.Tensor, token_ids: Rows[int], num_logprobs: int) -> list[RawLogprobs]:
+        return [
+            _raw_logprobs(logprobs, token_id, num_logprobs)
+            for logprobs, token_id in zip(torch.log_softmax(rows, dim=-1), token_ids, strict=True)
+        ]
 
 
 def _likeliest_tokens(rows: torch.Tensor) -> list[int]:
@@ -63,8 +71,7 @@ def _likeliest_tokens(rows: torch.Tensor) -> list[int]:
     return ids
 
 
-def _raw_logprobs(logprobs: torch.Tensor, token_id: int, sequence: Sequence) -> RawLogprobs:
-    num_logprobs = sequence.request.sampling.num_logprobs
+def _raw_logprobs(logprobs: torch.Tensor, token_id: int, num_logprobs: int) -> RawLogprobs:
     return RawLogprobs(float(logprobs[token_id]), _ranked(logprobs, num_logprobs) if num_logprobs else ())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,14 +69,12 @@ class TransformersRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> torch.Tensor:
-        """Logits `[num_rows, vocab_size]` in float32, a row per chunk that wants them, in plan order."""
+        """Logits `[num_rows, vocab_size]` in float32, as the plan wants them."""
         order, groups = attention.pack(plan.chunks)
         packed = [plan.chunks[index] for index in order]
         rows = attention.row_slices(packed)
         logits = self._logits(packed, rows, self._step(packed, rows, [len(group) for group in groups]))
-        place = {index: place for place, index in enumerate(i for i in order if plan.chunks[i].wants_logits)}
-        wanted = [place[index] for index, chunk in enumerate(plan.chunks) if chunk.wants_logits]
-        return logits[wanted].float()
+        return logits[_in_plan_order(plan.chunks, order)].float()
 
     def resize(self, *, num_kv_blocks: int, max_model_len: int) -> None:
         """Have a KV cache of so many blocks; one of another size is given back first, and the new one is empty."""
@@ -97,7 +95,7 @@ class TransformersRunner:
         """Run a step of so many tokens of no sequence, as far as the KV cache holds them."""
         num_tokens = min(num_tokens, self.num_kv_blocks * BLOCK_SIZE)
         block_ids = range(-(-num_tokens // BLOCK_SIZE))
-        self.run(StepPlan([Chunk([0] * num_tokens, 0, block_ids, wants_logits=True)]))
+        self.run(StepPlan([Chunk([0] * num_tokens, 0, block_ids, num_logits=1)]))
 
     def _step(self, packed: Sequence[Chunk], rows: Sequence[slice], group_sizes: Sequence[int]) -> attention.PagedStep:
         return attention.PagedStep(
@@ -147,7 +145,7 @@ def check_against_own_attention(model: Any, runner: TransformersRunner, expected
     block_ids = range(-(-NUM_CHECKED_TOKENS // BLOCK_SIZE))
     borders = (0, NUM_CHECKED_TOKENS // 3, NUM_CHECKED_TOKENS - 1, NUM_CHECKED_TOKENS)
     for start, end in pairwise(borders):
-        logits = runner.run(StepPlan([Chunk(token_ids[start:end], start, block_ids, wants_logits=True)]))[0]
+        logits = runner.run(StepPlan([Chunk(token_ids[start:end], start, block_ids, num_logits=1)]))[0]
     tolerance = (1e-3 if model.dtype == torch.float32 else 5e-2) * float(expected.abs().max())
     difference = float((logits - expected).abs().max())
     if not difference <= tolerance:
@@ -170,9 +168,17 @@ def _checked_token_ids(config: Any) -> list[int]:
     return [(17 + 7919 * position) % vocab_size for position in range(NUM_CHECKED_TOKENS)]
 
 
+def _in_plan_order(chunks: Sequence[Chunk], order: Sequence[int]) -> list[int]:
+    """Where the logits rows of the chunks are among those of the same chunks in another order."""
+    ends = accumulate(chunks[index].num_logits for index in order)
+    end_of = dict(zip(order, ends, strict=True))
+    return [row for index, chunk in enumerate(chunks) for row in range(end_of[index] - chunk.num_logits, end_of[index])]
+
+
 def _last_rows(packed: Sequence[Chunk], rows: Sequence[slice]) -> list[int]:
     """The packed row of each wanted logits row; when none is wanted, any one, since models compute at least one."""
-    return [chunk_rows.stop - 1 for chunk, chunk_rows in zip(packed, rows, strict=True) if chunk.wants_logits] or [0]
+    wanted = zip(packed, rows, strict=True)
+    return [row for chunk, at in wanted for row in range(at.stop - chunk.num_logits, at.stop)] or [0]
 
 
 def _layer_cache(shape: attention.LayerShape, num_blocks: int) -> attention.LayerCache:

@@ -303,7 +303,7 @@ class MemoryRunner:
         self.num_runs += 1
         if len(plan.chunks) > 1 and self.num_runs % 3 == 0:
             raise RuntimeError("a step that failed")
-        return [self._next(chunk.block_ids[0]) for chunk in plan.chunks if chunk.wants_logits]
+        return [self._next(chunk.block_ids[0]) for chunk in plan.chunks if chunk.num_logits]
 
     def _next(self, slot: int) -> int:
         token_ids = self.memory.content(slot)
