@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -46,6 +47,7 @@ _SESSION_PARAMETER: dict[str, Any] = {
 }
 
 RequestT = TypeVar("RequestT", bound=SamplingFields)
+GenerationRequestT = TypeVar("GenerationRequestT", bound=GenerationFields)
 RequestT_contra = TypeVar("RequestT_contra", bound=SamplingFields, contravariant=True)
 T = TypeVar("T")
 
@@ -99,13 +101,16 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationEndpoint(Generic[RequestT]):
+class Endpoint(ABC, Generic[RequestT]):
     """What one endpoint is about."""
 
     path: str
     request_type: type[RequestT]
     prompt_param: str
-    plan: Callable[[RequestT, ModelView], Work[RequestT]]
+
+    @abstractmethod
+    async def work(self, http: Request, request: RequestT, model: ModelView) -> Work[RequestT]:
+        """What the request comes to. Raises `ApiError`."""
 
     @property
     def request_body(self) -> dict[str, Any]:
@@ -144,25 +149,21 @@ class GenerationEndpoint(Generic[RequestT]):
             return self.request_type.parse(body, max_choices=settings.max_choices)
         return await asyncio.to_thread(self.request_type.parse, body, max_choices=settings.max_choices)
 
-    async def plan_with(self, http: Request, request: RequestT, model: ModelView) -> Work[RequestT]:
-        """The request's plan. An endpoint whose requests refer to what is kept somewhere looks it up here."""
-        return self.plan(request, model)
-
     async def _start(self, http: Request, request: RequestT, record: RequestRecord) -> ReplyInProgress:
         dispatcher: Dispatcher = http.app.state.dispatcher
         model = dispatcher.model(request.model)
         record.model = model.model_id
-        plan = await self.plan_with(http, request, model)
+        work = await self.work(http, request, model)
         submission = Submission(
             model_id=model.model_id,
-            prompts=plan.prompts,
-            sampling=plan.sampling,
+            prompts=work.prompts,
+            sampling=work.sampling,
             prompt_param=self.prompt_param,
             trace_id=http.state.request_id,
             received_at=http.state.received_at,
             session=http.headers.get(SESSION_HEADER) or request.session,
         )
-        return plan.begin(dispatcher.submit(submission), request)
+        return work.begin(dispatcher.submit(submission), request)
 
     async def _respond(
         self, http: Request, request: RequestT, reply: ReplyInProgress, record: RequestRecord
@@ -217,6 +218,16 @@ class GenerationEndpoint(Generic[RequestT]):
     def _since(moment: float, reply: ReplyInProgress) -> float:
         """A whole reply waits for its last token, which is no overhead of ours."""
         return 0.0 if reply.finish_reason is not None else time.monotonic() - moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationEndpoint(Endpoint[GenerationRequestT]):
+    """An endpoint that answers in choices, and whose requests say all by themselves."""
+
+    plan: Callable[[GenerationRequestT, ModelView], Plan]
+
+    async def work(self, http: Request, request: GenerationRequestT, model: ModelView) -> Plan:
+        return self.plan(request, model)
 
 
 class _ClientGoneError(Exception):
