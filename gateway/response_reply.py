@@ -84,7 +84,7 @@ class ResponseReply(Answering):
         return self._response
 
     def encode(self, event: Event) -> bytes:
-        return framed(event, event.name)
+        return framed(event, event.event_type)
 
     def error(self, error: ApiError) -> bytes:
         """The error, which OpenAI's clients raise, and what became of the response."""

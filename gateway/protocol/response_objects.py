@@ -134,7 +134,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """Set when it is sent."""
 
     @property
-    def name(self) -> str:
+    def event_type(self) -> str:
         return str(self.__struct_config__.tag)
 
 
