@@ -106,8 +106,10 @@ class ResponseStore:
         await self._run(self._open)
 
     async def close(self) -> None:
-        await self._run(self._close)
-        self._thread.shutdown(wait=False)
+        try:
+            await self._run(self._close)
+        finally:
+            self._thread.shutdown(wait=False)
 
     async def put(self, response: KeptResponse) -> bool:
         """Whether it is kept: one that is larger than the whole store may be is not."""
