@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response as HttpResponse
 
 from gateway.conversation import Json, chat_messages
@@ -113,6 +114,7 @@ def _constraint(request: ResponseRequest) -> Constraint | None:
 def _begun(request: ResponseRequest, model_id: str, params: SamplingParams, *, is_kept: bool) -> Response:
     """The response before there is any output. It tells the settings in use, also those that nobody asked for."""
     text_format = request.text.format if request.text else None
+    choice = request.tool_choice
     return Response(
         id=new_response_id(),
         created_at=int(time.time()),
@@ -127,7 +129,7 @@ def _begun(request: ResponseRequest, model_id: str, params: SamplingParams, *, i
         store=is_kept,
         temperature=params.temperature,
         text={"format": _json(text_format) if text_format else {"type": "text"}, "verbosity": "medium"},
-        tool_choice=_json(request.tool_choice) or "auto",
+        tool_choice=_json(choice) if isinstance(choice, BaseModel) else choice or "auto",
         tools=tuple(_json(tool) for tool in request.tools or ()),
         top_logprobs=request.top_logprobs or 0,
         top_p=params.top_p if request.top_p is None else request.top_p,
@@ -136,8 +138,9 @@ def _begun(request: ResponseRequest, model_id: str, params: SamplingParams, *, i
     )
 
 
-def _json(value: Any) -> Any:
-    return value.model_dump(mode="json", by_alias=True, exclude_unset=True) if hasattr(value, "model_dump") else value
+def _json(part: BaseModel) -> Json:
+    """As the client sent it."""
+    return part.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 _endpoint = ResponsesEndpoint(path="/v1/responses", request_type=ResponseRequest, prompt_param="input")
