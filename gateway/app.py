@@ -18,13 +18,15 @@ from starlette.middleware import Middleware
 
 from gateway.channel import Connect
 from gateway.dispatch import Dispatcher
+from gateway.kept_responses import KeptResponses
 from gateway.load_reporter import LoadReporter
 from gateway.metrics import Metrics
 from gateway.middleware.body_limit import BodyLimitMiddleware
 from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.pool import PoolSource
-from gateway.routes import admin, chat, completions, health, metrics, models
+from gateway.response_store import ResponseStore
+from gateway.routes import admin, chat, completions, health, metrics, models, responses
 from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
@@ -66,13 +68,23 @@ def create_app(
     )
     app.state.pool = pool
     app.state.reload = reload
-    for part in (completions, chat, models, health, metrics, admin):
+    app.state.kept_responses = KeptResponses(_response_store(settings), max_conversation_bytes=settings.max_body_bytes)
+    for part in (completions, chat, responses, models, health, metrics, admin):
         app.include_router(part.router)
     return app
 
 
+def _response_store(settings: GatewaySettings) -> ResponseStore | None:
+    if settings.responses_store is None:
+        return None
+    return ResponseStore(
+        settings.responses_store, max_bytes=settings.responses_store_max_bytes, keep_s=settings.responses_ttl_s
+    )
+
+
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    await app.state.kept_responses.open()
     has_view = asyncio.Event()
     reporter = LoadReporter(app.state.dispatcher, app.state.pool)
     tasks = (
@@ -90,6 +102,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
         await app.state.dispatcher.close()
         await app.state.pool.close()
+        await app.state.kept_responses.close()
 
 
 async def _follow(pool: PoolSource, dispatcher: Dispatcher, has_view: asyncio.Event) -> None:

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from gateway.answer import AnswerDelta
 from gateway.completions import FinishedChoice
-from gateway.logprobs import GeneratedToken, chat_logprobs
+from gateway.logprobs import ToldToken, chat_logprobs
 from gateway.protocol.responses import (
     AssistantMessage,
     ChatChoice,
@@ -40,10 +40,10 @@ class ChatShape:
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         return [self._chunk(index, Delta(role="assistant", content="")) for index in range(num_choices)]
 
-    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[ToldToken] = ()) -> Chunk:
         return self._chunk(index, Delta(content=delta.content), tokens)
 
-    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[ToldToken] = ()) -> Chunk:
         return self._chunk(index, Delta(), tokens, reason)
 
     def usage(self, usage: Usage) -> Chunk:
@@ -65,7 +65,7 @@ class ChatShape:
         self,
         index: int,
         delta: Delta,
-        tokens: Sequence[GeneratedToken] = (),
+        tokens: Sequence[ToldToken] = (),
         reason: FinishReasonName | None = None,
     ) -> Chunk:
         choice = ChunkChoice(index=index, delta=delta, logprobs=chat_logprobs(tokens), finish_reason=reason)

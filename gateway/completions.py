@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.answer import Answer, AnswerDelta, AnswerReader, PlainReader
-from gateway.logprobs import GeneratedToken, TokenTrail
+from gateway.logprobs import TokenTrail, ToldToken
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import Chunk, FinishReasonName, PromptTokensDetails, Reply, Usage
+from gateway.sse import CHUNK_EVENTS
 from model_registry import contract
 from model_registry.contract import FinishReason, SequenceOutput
 
@@ -24,7 +25,7 @@ class FinishedChoice:
     index: int
     answer: Answer
     finish_reason: FinishReasonName
-    tokens: Sequence[GeneratedToken] = ()
+    tokens: Sequence[ToldToken] = ()
     """Every one, where the request wants logprobs."""
 
 
@@ -53,7 +54,7 @@ class Layout:
 
 def _mean_logprob(choice: FinishedChoice) -> float:
     """OpenAI's measure of the best: the log probability per token."""
-    logprobs = [token.logprobs.chosen.logprob for token in choice.tokens]
+    logprobs = [token.logprobs.chosen.logprob for token in choice.tokens if not token.is_prompt]
     return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
@@ -63,10 +64,10 @@ class ReplyShape(Protocol):
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         """Sent before any text, so that clients see the choices in the order of their indexes."""
 
-    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[ToldToken] = ()) -> Chunk:
         """More of the answer, and the tokens that were generated since the last chunk."""
 
-    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[ToldToken] = ()) -> Chunk:
         """The end, and the tokens that came with it but show no text: those of the stop, the end of sequence."""
 
     def usage(self, usage: Usage) -> Chunk: ...
@@ -74,75 +75,42 @@ class ReplyShape(Protocol):
     def whole(self, choices: Sequence[FinishedChoice], usage: Usage) -> Reply: ...
 
 
-class Completion:
-    """One reply being made from one output stream: read it either by `chunks` or by `whole`."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one output adds to one sequence's answer."""
 
-    def __init__(
-        self,
-        stream: OutputStream,
-        shape: ReplyShape,
-        layout: Layout,
-        *,
-        usage_chunk: bool,
-        new_reader: Callable[[], AnswerReader] = PlainReader,
-    ) -> None:
+    index: int
+    delta: AnswerDelta
+    finish_reason: FinishReasonName | None
+    """Of the last one."""
+
+
+class Answering:
+    """Reads the answers of a request's sequences while they come; what makes a reply of them is built on it."""
+
+    def __init__(self, stream: OutputStream, layout: Layout, new_reader: Callable[[], AnswerReader]) -> None:
         """`new_reader` makes what finds the parts of one sequence's answer."""
         self.stream = stream
         self.finish_reason: FinishReason | None = None
         """Of the first choice, once it ended."""
-        self._shape = shape
         self._layout = layout
-        self._usage_chunk = usage_chunk
         self._usages: dict[int, contract.Usage] = {}
         self._trails = [TokenTrail() for _ in range(layout.num_sequences)]
         self._readers = [new_reader() for _ in range(layout.num_sequences)]
 
-    async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """OpenAI's chunks in order, of a layout that shows all sequences. Raises `ApiError` where the stream does."""
-        await self.stream.started()
-        for chunk in self._shape.opening(self._layout.num_sequences):
-            yield chunk
+    async def _progress(self) -> AsyncGenerator[Progress, None]:
+        """To be read once. Raises `ApiError` where the stream does."""
         async for index, output in self.stream:
+            if output.prompt is not None:
+                self._trails[index].add_prompt(output.prompt)
+                yield Progress(index, AnswerDelta(output.prompt.text), None)
             self._note(index, output)
-            delta = self._read(index, output)
-            if delta:
-                yield self._shape.delta(index, delta, self._trails[index].take())
-            if output.finish_reason is not None:
-                yield self._shape.finish(index, self._finish_reason(index, output), self._trails[index].take())
-        if self._usage_chunk:
-            yield self._shape.usage(self._total_usage())
+            reason = None if output.finish_reason is None else self._finish_reason(index, output.finish_reason)
+            yield Progress(index, self._read(index, output), reason)
 
-    async def whole(self) -> Reply:
-        """The reply as one object. Raises `ApiError` where the stream does."""
-        answers = [Answer() for _ in self._readers]
-        finished: dict[int, FinishedChoice] = {}
-        async for index, output in self.stream:
-            self._note(index, output)
-            answers[index] += self._read(index, output)
-            if output.finish_reason is not None:
-                reason = self._finish_reason(index, output)
-                finished[index] = FinishedChoice(index, answers[index], reason, self._trails[index].take())
-        return self._shape.whole(
-            self._layout.choose([finished[index] for index in sorted(finished)]), self._total_usage()
-        )
-
-    def _read(self, index: int, output: SequenceOutput) -> AnswerDelta:
-        """What the output adds to the answer."""
-        delta = self._readers[index].feed(output.text) if output.text else AnswerDelta()
-        return delta if output.finish_reason is None else delta + self._readers[index].finish()
-
-    def _finish_reason(self, index: int, output: SequenceOutput) -> FinishReasonName:
-        assert output.finish_reason is not None  # noqa: S101  asked for final outputs only
-        if output.finish_reason is FinishReason.STOP and self._readers[index].has_tool_calls:
-            return "tool_calls"
-        return output.finish_reason.value
-
-    def _note(self, index: int, output: SequenceOutput) -> None:
-        self._trails[index].add(output.logprobs)
-        if output.usage is not None:
-            self._usages[index] = output.usage
-        if index == 0 and output.finish_reason is not None:
-            self.finish_reason = output.finish_reason
+    def _take_tokens(self, index: int) -> Sequence[ToldToken]:
+        """The sequence's tokens since this was asked last."""
+        return self._trails[index].take()
 
     def _total_usage(self) -> Usage:
         """Each prompt counts once, however many sequences were made from it; all that was generated counts."""
@@ -155,3 +123,65 @@ class Completion:
             total_tokens=prompt + generated,
             prompt_tokens_details=PromptTokensDetails(sum(usage.cached_tokens for usage in firsts)),
         )
+
+    def _read(self, index: int, output: SequenceOutput) -> AnswerDelta:
+        """What the output adds to the answer."""
+        delta = self._readers[index].feed(output.text) if output.text else AnswerDelta()
+        return delta if output.finish_reason is None else delta + self._readers[index].finish()
+
+    def _finish_reason(self, index: int, reason: FinishReason) -> FinishReasonName:
+        if reason is FinishReason.STOP and self._readers[index].has_tool_calls:
+            return "tool_calls"
+        return reason.value
+
+    def _note(self, index: int, output: SequenceOutput) -> None:
+        self._trails[index].add(output.logprobs)
+        if output.usage is not None:
+            self._usages[index] = output.usage
+        if index == 0 and output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+
+
+class Completion(Answering):
+    """One reply being made from one output stream: read it either by `chunks` or by `whole`."""
+
+    framing = CHUNK_EVENTS
+
+    def __init__(
+        self,
+        stream: OutputStream,
+        shape: ReplyShape,
+        layout: Layout,
+        *,
+        usage_chunk: bool,
+        new_reader: Callable[[], AnswerReader] = PlainReader,
+    ) -> None:
+        super().__init__(stream, layout, new_reader)
+        self._shape = shape
+        self._usage_chunk = usage_chunk
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """OpenAI's chunks in order, of a layout that shows all sequences. Raises `ApiError` where the stream does."""
+        await self.stream.started()
+        for chunk in self._shape.opening(self._layout.num_sequences):
+            yield chunk
+        async for more in self._progress():
+            if more.delta:
+                yield self._shape.delta(more.index, more.delta, self._take_tokens(more.index))
+            if more.finish_reason is not None:
+                yield self._shape.finish(more.index, more.finish_reason, self._take_tokens(more.index))
+        if self._usage_chunk:
+            yield self._shape.usage(self._total_usage())
+
+    async def whole(self) -> Reply:
+        """The reply as one object. Raises `ApiError` where the stream does."""
+        answers = [Answer() for _ in self._readers]
+        finished: dict[int, FinishedChoice] = {}
+        async for more in self._progress():
+            index = more.index
+            answers[index] += more.delta
+            if more.finish_reason is not None:
+                tokens = self._take_tokens(index)
+                finished[index] = FinishedChoice(index, answers[index], more.finish_reason, tokens)
+        choices = self._layout.choose([finished[index] for index in sorted(finished)])
+        return self._shape.whole(choices, self._total_usage())

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -20,12 +22,13 @@ from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError, ServerError
 from gateway.metrics import Metrics, RequestRecord
-from gateway.protocol.fields import GenerationFields
+from gateway.output_stream import OutputStream
+from gateway.protocol.fields import GenerationFields, SamplingFields
 from gateway.protocol.responses import encode
 from gateway.settings import GatewaySettings
-from gateway.sse import EventStream, events
+from gateway.sse import EventStream, Framing, events
 from gateway.ticket import Submission
-from model_registry.contract import ModelView, Prompt, SamplingParams
+from model_registry.contract import FinishReason, ModelView, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -43,28 +46,71 @@ _SESSION_PARAMETER: dict[str, Any] = {
     "comes before `prompt_cache_key` and `user`.",
 }
 
-RequestT = TypeVar("RequestT", bound=GenerationFields)
+RequestT = TypeVar("RequestT", bound=SamplingFields)
+GenerationRequestT = TypeVar("GenerationRequestT", bound=GenerationFields)
+RequestT_contra = TypeVar("RequestT_contra", bound=SamplingFields, contravariant=True)
 T = TypeVar("T")
+
+
+class ReplyInProgress(Protocol):
+    """A reply that is made from an output stream: read either by `chunks` or by `whole`."""
+
+    @property
+    def stream(self) -> OutputStream: ...
+
+    @property
+    def finish_reason(self) -> FinishReason | None: ...
+
+    @property
+    def framing(self) -> Framing[Any]: ...
+
+    def chunks(self) -> AsyncGenerator[Any, None]: ...
+
+    async def whole(self) -> msgspec.Struct: ...
+
+
+class Work(Protocol[RequestT_contra]):
+    """What one request comes to: what to generate, and how to say it."""
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]: ...
+
+    @property
+    def sampling(self) -> tuple[SamplingParams, ...]: ...
+
+    def begin(self, stream: OutputStream, request: RequestT_contra) -> ReplyInProgress:
+        """The reply to the request, made from what comes in the stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one request comes to: what to generate, and how to say it."""
+    """Work that is told as choices, in the endpoint's shape of them."""
 
     prompts: tuple[Prompt, ...]
     sampling: tuple[SamplingParams, ...]
     """Of each sequence that is made of each prompt."""
     shape: ReplyShape
 
+    def begin(self, stream: OutputStream, request: GenerationFields) -> Completion:
+        return Completion(
+            stream,
+            self.shape,
+            Layout(len(self.prompts), len(self.sampling), request.num_choices),
+            usage_chunk=request.wants_usage_chunk,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationEndpoint(Generic[RequestT]):
+class Endpoint(ABC, Generic[RequestT]):
     """What one endpoint is about."""
 
     path: str
     request_type: type[RequestT]
     prompt_param: str
-    plan: Callable[[RequestT, ModelView], Plan]
+
+    @abstractmethod
+    async def work(self, http: Request, request: RequestT, model: ModelView) -> Work[RequestT]:
+        """What the request comes to. Raises `ApiError`."""
 
     @property
     def request_body(self) -> dict[str, Any]:
@@ -81,8 +127,8 @@ class GenerationEndpoint(Generic[RequestT]):
         record = metrics.request(self.path, http.state.received_at)
         try:
             request = await self._parse(http)
-            completion = self._start(http, request, record)
-            return await self._respond(http, request, completion, record)
+            reply = await self._start(http, request, record)
+            return await self._respond(http, request, reply, record)
         except ApiError as error:
             record.failed(error)
             raise
@@ -103,81 +149,85 @@ class GenerationEndpoint(Generic[RequestT]):
             return self.request_type.parse(body, max_choices=settings.max_choices)
         return await asyncio.to_thread(self.request_type.parse, body, max_choices=settings.max_choices)
 
-    def _start(self, http: Request, request: RequestT, record: RequestRecord) -> Completion:
+    async def _start(self, http: Request, request: RequestT, record: RequestRecord) -> ReplyInProgress:
         dispatcher: Dispatcher = http.app.state.dispatcher
         model = dispatcher.model(request.model)
         record.model = model.model_id
-        plan = self.plan(request, model)
+        work = await self.work(http, request, model)
         submission = Submission(
             model_id=model.model_id,
-            prompts=plan.prompts,
-            sampling=plan.sampling,
+            prompts=work.prompts,
+            sampling=work.sampling,
             prompt_param=self.prompt_param,
             trace_id=http.state.request_id,
             received_at=http.state.received_at,
             session=http.headers.get(SESSION_HEADER) or request.session,
         )
-        stream = dispatcher.submit(submission)
-        return Completion(
-            stream,
-            plan.shape,
-            Layout(len(plan.prompts), len(plan.sampling), request.num_choices),
-            usage_chunk=request.wants_usage_chunk,
-        )
+        return work.begin(dispatcher.submit(submission), request)
 
     async def _respond(
-        self, http: Request, request: RequestT, completion: Completion, record: RequestRecord
+        self, http: Request, request: RequestT, reply: ReplyInProgress, record: RequestRecord
     ) -> Response:
         answer = self._stream if request.stream else self._whole
         try:
-            return await answer(http, completion, record)
+            return await answer(http, reply, record)
         except BaseException:
-            completion.stream.close()
+            reply.stream.close()
             raise
 
-    async def _whole(self, http: Request, completion: Completion, record: RequestRecord) -> Response:
-        reply = await _unless_gone(http, completion.whole())
-        completion.stream.close()
-        self._note_overhead(http, completion)
-        record.done(200, completion.finish_reason)
-        return Response(encode(reply), media_type="application/json")
+    async def _whole(self, http: Request, reply: ReplyInProgress, record: RequestRecord) -> Response:
+        whole = await _unless_gone(http, reply.whole())
+        reply.stream.close()
+        self._note_overhead(http, reply)
+        record.done(200, reply.finish_reason)
+        return Response(encode(whole), media_type="application/json")
 
-    async def _stream(self, http: Request, completion: Completion, record: RequestRecord) -> Response:
+    async def _stream(self, http: Request, reply: ReplyInProgress, record: RequestRecord) -> Response:
         settings: GatewaySettings = http.app.state.settings
         # An error that comes early still gets its own HTTP status.
-        await _unless_gone(http, _at_most(settings.first_output_grace_s, completion.stream.started()))
-        self._note_overhead(http, completion)
+        await _unless_gone(http, _at_most(settings.first_output_grace_s, reply.stream.started()))
+        self._note_overhead(http, reply)
 
         def on_end(error: ApiError | None) -> None:
             if error is None:
-                record.done(200, completion.finish_reason)
+                record.done(200, reply.finish_reason)
             else:
                 record.failed(error)
                 logger.warning("request %s ended in its stream: %s", http.state.request_id, type(error).__name__)
 
         def on_close() -> None:
-            completion.stream.close()
+            reply.stream.close()
             record.done(CLIENT_CLOSED_REQUEST)
 
         return EventStream(
-            events(completion.chunks(), on_end),
+            events(reply.chunks(), reply.framing, on_end),
             ping_interval_s=settings.ping_interval_s,
             send_timeout_s=settings.send_timeout_s,
             on_close=on_close,
         )
 
-    def _note_overhead(self, http: Request, completion: Completion) -> None:
+    def _note_overhead(self, http: Request, reply: ReplyInProgress) -> None:
         """For the first token: from arrival to the queue, and from the worker's output to here."""
-        stream = completion.stream
+        stream = reply.stream
         if stream.first_output_at is not None:
             before_s = stream.opened_at - http.state.received_at
             metrics: Metrics = http.app.state.metrics
-            metrics.overhead(self.path, before_s + self._since(stream.first_output_at, completion))
+            metrics.overhead(self.path, before_s + self._since(stream.first_output_at, reply))
 
     @staticmethod
-    def _since(moment: float, completion: Completion) -> float:
+    def _since(moment: float, reply: ReplyInProgress) -> float:
         """A whole reply waits for its last token, which is no overhead of ours."""
-        return 0.0 if completion.finish_reason is not None else time.monotonic() - moment
+        return 0.0 if reply.finish_reason is not None else time.monotonic() - moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationEndpoint(Endpoint[GenerationRequestT]):
+    """An endpoint that answers in choices, and whose requests say all by themselves."""
+
+    plan: Callable[[GenerationRequestT, ModelView], Plan]
+
+    async def work(self, http: Request, request: GenerationRequestT, model: ModelView) -> Plan:
+        return self.plan(request, model)
 
 
 class _ClientGoneError(Exception):

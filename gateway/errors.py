@@ -12,7 +12,8 @@ it into a response, an open stream into an error event.
     │   ├── ContextLengthExceededError the prompt does not fit the model
     │   ├── RegistryRefusedError       the registry's files cannot be deployed as they are
     │   ├── KeyMissingError 401, KeyRejectedError 401, AdminClosedError 403
-    │   ├── ModelNotFoundError 404
+    │   ├── PreviousResponseNotFoundError  the response to go on with is not kept
+    │   ├── ModelNotFoundError 404, ResponseNotFoundError 404, ItemNotFoundError 404
     │   ├── UnknownUrlError 404, MethodNotAllowedError 405
     │   ├── BodyTimeoutError 408, BodyTooLargeError 413, MediaTypeError 415
     ├── OverloadedError                come back later; says when
@@ -115,6 +116,35 @@ class ModelNotFoundError(InvalidRequestError):
 
     def __init__(self, model_id: str) -> None:
         super().__init__(f"The model `{shortened(model_id)}` does not exist or you do not have access to it.")
+
+
+class PreviousResponseNotFoundError(InvalidRequestError):
+    """The response to go on with, or one before it, is not kept."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str, reason: str) -> None:
+        super().__init__(
+            f"Previous response with id '{shortened(response_id)}' not found. {reason}", param="previous_response_id"
+        )
+
+
+class ResponseNotFoundError(InvalidRequestError):
+    """No response of that id is kept."""
+
+    status = 404
+
+    def __init__(self, response_id: str, reason: str) -> None:
+        super().__init__(f"Response with id '{shortened(response_id)}' not found. {reason}")
+
+
+class ItemNotFoundError(InvalidRequestError):
+    """An item that the input refers to is not kept."""
+
+    status = 404
+
+    def __init__(self, item_id: str, reason: str) -> None:
+        super().__init__(f"Item with id '{shortened(item_id)}' not found. {reason}", param="input")
 
 
 class RegistryRefusedError(InvalidRequestError):

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from gateway.errors import InvalidRequestError
-from gateway.protocol.fields import GenerationFields
+from gateway.protocol.fields import SamplingFields
 from model_registry.contract import Constraint, SamplingParams
 from model_registry.schema import GenerateKwargs, RegistryEntry, StopSequence
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def sampling_params(
-    request: GenerationFields,
+    request: SamplingFields,
     entry: RegistryEntry,
     *,
     max_tokens: int | None,
@@ -79,7 +79,7 @@ def _temperature(requested: float | None, defaults: GenerateKwargs) -> float:
     return _given(requested, defaults.temperature if defaults.do_sample else 0.0)
 
 
-def _nucleus(request: GenerationFields, defaults: GenerateKwargs) -> tuple[float, int | None]:
+def _nucleus(request: SamplingFields, defaults: GenerateKwargs) -> tuple[float, int | None]:
     """top_p and top_k. A top_p of 0 holds the likeliest token only, which is what a top_k of 1 says."""
     top_p = _given(request.top_p, defaults.top_p)
     if top_p == 0:

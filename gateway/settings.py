@@ -6,9 +6,10 @@ gateway; everything else gets the finished, frozen settings handed in.
 
 from __future__ import annotations
 
-from typing import Self
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.routing import RoutingPolicy
@@ -19,6 +20,12 @@ MAX_PROCESSES = 64
 
 class SettingsError(Exception):
     """Environment variables that cannot be used; one line each, naming variable and value."""
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise ValueError("expected the path of a file in a folder that exists")
+    return path
 
 
 class GatewaySettings(BaseSettings):
@@ -44,6 +51,15 @@ class GatewaySettings(BaseSettings):
     routing: RoutingPolicy = Field(
         RoutingPolicy.AFFINITY,
         description="How a replica is chosen: by prefix and session within bounds of its load, or by load alone.",
+    )
+    responses_store: Annotated[Path | None, AfterValidator(_in_a_folder)] = Field(
+        None, description="SQLite file that keeps responses; none are kept when absent."
+    )
+    responses_store_max_bytes: int = Field(
+        1024 * 1024 * 1024, ge=1024 * 1024, description="What is kept at most; what was used longest ago goes first."
+    )
+    responses_ttl_s: float = Field(
+        30 * 24 * 3600.0, gt=0, description="How long a response is kept since it was made or last gone on with."
     )
     max_choices: int = Field(8, ge=1, le=128, description="Largest `n` and `best_of` of a request.")
 

@@ -1,7 +1,7 @@
 """Server-sent events: chunks to bytes on the wire, with keep-alive comments and a cut for clients that stop reading.
 
-Knows OpenAI's framing (`data: {json}`, an error object as the last event, else `[DONE]`) and sse-starlette; not what is
-in a chunk. Used by the generation endpoint.
+Knows OpenAI's framing of chunks (`data: {json}`, an error object as the last event, else `[DONE]`) and sse-starlette;
+not what is in a chunk. Replies whose events have names bring a `Framing` of their own. Used by the generation endpoint.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Final
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from sse_starlette.event import ServerSentEvent
@@ -33,32 +33,66 @@ def configure_library() -> None:
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
 
 
-def event(data: msgspec.Struct | dict[str, dict[str, str | None]]) -> bytes:
+def event(data: msgspec.Struct | dict[str, Any], name: str = "") -> bytes:
     """One event whose data is one line of JSON."""
     line = encode(data)
     for char, escape in _LINE_BREAKS:
         line = line.replace(char, escape)
-    return b"data: " + line + b"\n\n"
+    return (f"event: {name}\n".encode() if name else b"") + b"data: " + line + b"\n\n"
+
+
+ChunkT_contra = TypeVar("ChunkT_contra", contravariant=True)
+
+
+class Framing(Protocol[ChunkT_contra]):
+    """How one kind of reply puts its chunks on the wire."""
+
+    def encode(self, chunk: ChunkT_contra) -> bytes: ...
+
+    def error(self, error: ApiError) -> bytes:
+        """The end of a stream that failed: nobody may take it as whole."""
+
+    def end(self) -> bytes:
+        """What is sent after the last chunk."""
+
+
+class ChunkEvents:
+    """Events without names; after an error, one error event and no `[DONE]`."""
+
+    def encode(self, chunk: Chunk) -> bytes:
+        return event(chunk)
+
+    def error(self, error: ApiError) -> bytes:
+        return event(error.to_body())
+
+    def end(self) -> bytes:
+        return DONE
+
+
+CHUNK_EVENTS: Final = ChunkEvents()
+
+ChunkT = TypeVar("ChunkT")
 
 
 async def events(
-    chunks: AsyncGenerator[Chunk, None], on_end: Callable[[ApiError | None], None]
+    chunks: AsyncGenerator[ChunkT, None], framing: Framing[ChunkT], on_end: Callable[[ApiError | None], None]
 ) -> AsyncIterator[bytes]:
-    """The chunks as events. After an error, one error event and no `[DONE]`: the client must not take it as whole."""
+    """The chunks as events, and how they ended."""
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
-                yield event(chunk)
+                yield framing.encode(chunk)
         except ApiError as error:
             on_end(error)
-            yield event(error.to_body())
+            yield framing.error(error)
         except Exception:  # the edge: a stream has no status left to tell by
             logger.exception("a stream failed")
             on_end(ServerError())
-            yield event(ServerError().to_body())
+            yield framing.error(ServerError())
         else:
             on_end(None)
-            yield DONE
+            if last := framing.end():
+                yield last
 
 
 class EventStream(EventSourceResponse):

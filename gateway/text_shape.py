@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from gateway.answer import AnswerDelta
 from gateway.completions import FinishedChoice
-from gateway.logprobs import GeneratedToken, text_logprobs
+from gateway.logprobs import ToldToken, text_logprobs
 from gateway.protocol.responses import (
     Chunk,
     FinishReasonName,
@@ -38,10 +38,10 @@ class TextShape:
     def opening(self, num_choices: int) -> Sequence[Chunk]:
         return [self.delta(index, AnswerDelta()) for index in range(num_choices)] if num_choices > 1 else []
 
-    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+    def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[ToldToken] = ()) -> Chunk:
         return self._chunk(TextChoice(index=index, text=delta.content, logprobs=text_logprobs(tokens)))
 
-    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[GeneratedToken] = ()) -> Chunk:
+    def finish(self, index: int, reason: FinishReasonName, tokens: Sequence[ToldToken] = ()) -> Chunk:
         return self._chunk(TextChoice(index=index, text="", logprobs=text_logprobs(tokens), finish_reason=reason))
 
     def usage(self, usage: Usage) -> Chunk:

@@ -75,6 +75,10 @@ class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
 
     segments: tuple[TextSegment, ...]
 
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
 
 class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
     """A prompt given as token ids; the worker checks them against its vocabulary."""
@@ -239,7 +243,7 @@ class PromptEcho(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt as the model read it."""
 
     text: str
-    """Without special tokens."""
+    """As it was given; of token ids, what they say, without special tokens."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of each token, where they were asked for; the first one's is 0, since nothing comes before it."""
 

@@ -1,4 +1,4 @@
-"""The request fields that /v1/completions and /v1/chat/completions share.
+"""The request fields that endpoints share: `SamplingFields` all of them, `GenerationFields` those that tell choices.
 
 Every field of OpenAI's API and of vLLM's extras is in one of three places: declared with a range (honoured), declared
 with `only_neutral` (refused by name where it would change something), or in `NO_EFFECT`. All others are unknown.
@@ -76,8 +76,8 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = Field(None, description="Accepted without effect: chunks are never padded.")
 
 
-class GenerationFields(RequestModel):
-    """How to generate, whatever the prompt's form."""
+class SamplingFields(RequestModel):
+    """How to generate, whatever the prompt's form and the reply's."""
 
     model: str = Field(description="Id of a deployed model.")
     temperature: float | None = Field(None, ge=0, le=2, description="Spread of sampling; 0 is greedy.")
@@ -89,16 +89,12 @@ class GenerationFields(RequestModel):
         None, ge=0, le=1, description="Sample among tokens at least this share as likely as the likeliest."
     )
     logit_bias: LogitBias = Field(None, description="Added to the logits of tokens, by their ids; -100 bans one.")
-    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Tokens generated at most.")
     min_tokens: int | None = Field(None, ge=0, le=INT32_MAX, description="Tokens generated before a stop counts.")
     stop: Stop = Field(None, description=f"Up to {MAX_STOPS} strings that end the generation; never shown.")
     stop_token_ids: list[TokenId] | None = Field(
         None, max_length=MAX_STOP_TOKEN_IDS, description="Tokens that end the generation; never shown."
     )
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX, description="Makes sampling repeatable.")
-    n: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(
-        None, description="Choices to generate."
-    )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens that were generated before.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time they were.")
     repetition_penalty: float | None = Field(
@@ -107,15 +103,10 @@ class GenerationFields(RequestModel):
     ignore_eos: bool | None = Field(None, description="Go on after an end of sequence.")
     use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
     stream: bool | None = Field(None, description="Answer in server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     prompt_cache_key: str | None = Field(
         None, description="Requests with the same key go to the same replica where load allows."
     )
     user: str | None = Field(None, description="The same, where no `prompt_cache_key` is given.")
-
-    structured_outputs: StructuredOutputs | None = Field(
-        None, description="What the generated text must be: `json`, `regex`, `choice`, `grammar` or `json_object`."
-    )
 
     without_effect: ClassVar[dict[str, str]] = NO_EFFECT
 
@@ -129,23 +120,11 @@ class GenerationFields(RequestModel):
 
     def check_together(self) -> None:
         """Rules between fields. Raises `InvalidRequestError`."""
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError(
-                "Invalid 'stream_options': it is only allowed when 'stream' is true.",
-                param="stream_options",
-                code="invalid_value",
-            )
-        if self.structured_outputs is not None:
-            self.structured_outputs.check_together()
-
-    @property
-    def num_choices(self) -> int:
-        return 1 if self.n is None else self.n
 
     @property
     def num_sampled(self) -> int:
-        """Sequences made of each prompt, of which `num_choices` are shown."""
-        return self.num_choices
+        """Sequences made of each prompt."""
+        return 1
 
     @property
     def token_biases(self) -> dict[int, float]:
@@ -162,10 +141,6 @@ class GenerationFields(RequestModel):
         """What requests that belong together have in common."""
         return self.prompt_cache_key or self.user
 
-    @property
-    def wants_usage_chunk(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
     @classmethod
     def body_schema(cls) -> dict[str, Any]:
         """JSON schema of the body, for the OpenAPI document."""
@@ -174,6 +149,49 @@ class GenerationFields(RequestModel):
         for name, reason in cls.without_effect.items():
             schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
         return schema
+
+
+class GenerationFields(SamplingFields):
+    """The same, and how many choices of it are told, and how."""
+
+    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Tokens generated at most.")
+    n: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(
+        None, description="Choices to generate."
+    )
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="What the generated text must be: `json`, `regex`, `choice`, `grammar` or `json_object`."
+    )
+
+    def check_together(self) -> None:
+        super().check_together()
+        check_stream_options(self.stream_options, self.stream)
+        if self.structured_outputs is not None:
+            self.structured_outputs.check_together()
+
+    @property
+    def num_choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+    @property
+    def num_sampled(self) -> int:
+        """Sequences made of each prompt, of which `num_choices` are shown."""
+        return self.num_choices
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def check_stream_options(options: RequestModel | None, stream: bool | None) -> None:
+    """Raises `InvalidRequestError` where there is no stream that they could be about."""
+    if options is not None and not stream:
+        raise InvalidRequestError(
+            "Invalid 'stream_options': it is only allowed when 'stream' is true.",
+            param="stream_options",
+            code="invalid_value",
+        )
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -32,8 +32,9 @@ class TextLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     """Of a completion's tokens, a list of each thing."""
 
     tokens: tuple[str, ...]
-    token_logprobs: tuple[float, ...]
-    top_logprobs: tuple[dict[str, float], ...]
+    token_logprobs: tuple[float | None, ...]
+    """Null for the very first token of an echoed prompt, as below."""
+    top_logprobs: tuple[dict[str, float] | None, ...]
     text_offset: tuple[int, ...]
 
 

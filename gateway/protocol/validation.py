@@ -21,10 +21,15 @@ from gateway.errors import (
 )
 
 UNSUPPORTED = "unsupported_parameter"
-TEXT = "<text>"
-LIST = "<list>"
-_TAGS = (TEXT, LIST)
-"""Of unions, see `text_or_list`: parts of pydantic's paths that a client did not write."""
+
+
+def tag(kind: str) -> str:
+    """Of one kind of a union: a part of pydantic's paths that a client did not write."""
+    return f"<{kind}>"
+
+
+TEXT = tag("text")
+LIST = tag("list")
 MAX_CHOICES = "max_choices"
 """Key of the validation context."""
 
@@ -68,8 +73,8 @@ def _api_error(detail: ErrorDetails) -> ApiError:
     kind = detail["type"]
     if kind == "extra_forbidden":
         *parents, key = detail["loc"]
-        return UnknownParameterError(_path([part for part in parents if part not in _TAGS] + [key]))
-    param = _path([part for part in detail["loc"] if part not in _TAGS])
+        return UnknownParameterError(_path([part for part in parents if not _is_tag(part)] + [key]))
+    param = _path([part for part in detail["loc"] if not _is_tag(part)])
     if kind == "missing":
         return MissingParameterError(param)
     if kind == UNSUPPORTED:
@@ -85,6 +90,10 @@ def _api_error(detail: ErrorDetails) -> ApiError:
     context = detail.get("ctx", {})
     message = context.get("template", detail["msg"] + " ('{param}').").replace("{param}", param)
     return InvalidRequestError(message, param=param, code=kind if "template" in context else "invalid_value")
+
+
+def _is_tag(part: int | str) -> bool:
+    return isinstance(part, str) and part.startswith("<") and part.endswith(">")
 
 
 def _path(loc: Sequence[int | str]) -> str:

@@ -27,7 +27,7 @@ from gateway.constraints import constraint_of
 from gateway.prompts import raw_text
 from gateway.protocol.completions import CompletionRequest
 from gateway.sampling import sampling_params
-from model_registry.contract import FinishReason, GenerationRequest, SequenceOutput
+from model_registry.contract import FinishReason, GenerationRequest, SequenceOutput, TokenLogprobs
 from model_registry.schema import RegistryEntry
 from tests.support.gguf_writing import write_gguf
 from tests.support.tensor_parallel_group import run_group
@@ -107,6 +107,8 @@ TABLE = [
     Row("structured_outputs", {"choice": ["yes", "no"]}, {**SAMPLED, "top_k": 3, "ignore_eos": True}),
     Row("logprobs", 0, {**GREEDY, "stop": "prompt"}),
     Row("logprobs", 1, ENDING),
+    Row("echo", True, {**GREEDY, "prompt": "the quick brown fox jumps " * 6, "logprobs": 3}),
+    Row("echo", True, {"prompt": "the quick brown fox", "temperature": 0, "max_tokens": 0, "logprobs": 0}),
     Row("logprobs", 5, {**SAMPLED, "top_k": 5, "repetition_penalty": 3.0, "n": 2}),
 ]
 NOT_ABOUT_TOKENS = {
@@ -131,6 +133,9 @@ class Answer:
     """Of the whole vocabulary at each position."""
     text: str
     finish_reason: str
+    prompt: list[int]
+    prompt_logprobs: list[Logits]
+    """Of the whole vocabulary at each position of the prompt but the first."""
 
 
 class PlainModel:
@@ -144,18 +149,21 @@ class PlainModel:
     def answer(self, fields: Fields, index: int = 0) -> Answer:
         """Choice `index` of what a request gets."""
         prompt = self._tokenizer(fields["prompt"], add_special_tokens=False)["input_ids"]
+        before = [log_softmax(self._logits(tuple(prompt[:end]))) for end in range(1, len(prompt)) if "echo" in fields]
         token_ids: list[int] = []
         logprobs: list[Logits] = []
+        if not fields["max_tokens"]:
+            return Answer(token_ids, logprobs, "", "length", prompt, before)
         while True:
             logits = self._logits(tuple(prompt + token_ids))
-            logprobs.append(logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+            logprobs.append(log_softmax(logits))
             logits = penalized(logits, prompt, token_ids, fields)
             if "structured_outputs" in fields:
                 self._restrict(logits, token_ids, fields)
             token_ids.append(chosen(logits, fields, random_number(fields.get("seed", 0) + index, len(token_ids))))
             text, finish_reason = self._ended(token_ids, fields)
             if finish_reason:
-                return Answer(token_ids, logprobs, text, finish_reason)
+                return Answer(token_ids, logprobs, text, finish_reason, prompt, before)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _forward(self, token_ids: tuple[int, ...]) -> Logits:
@@ -196,6 +204,10 @@ class PlainModel:
             end, minus_length = min(found)
             return text[: end + minus_length], "stop"
         return text, "length" if len(token_ids) == fields["max_tokens"] else ""
+
+
+def log_softmax(logits: Logits) -> Logits:
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()  # type: ignore[no-any-return]
 
 
 def end_ids(fields: Fields) -> set[int]:
@@ -301,6 +313,8 @@ def requests(entry: RegistryEntry) -> list[GenerationRequest]:
             max_tokens=parsed.max_tokens,
             default_max_tokens=None,
             num_logprobs=parsed.logprobs,
+            echo=bool(parsed.echo),
+            num_prompt_logprobs=parsed.logprobs if parsed.echo else None,
             constraint=constraint_of(None, parsed.structured_outputs),
         )
         for index, sampling in enumerate(choices):
@@ -362,13 +376,21 @@ def test_a_parameter_means_what_the_plain_reference_says(
         assert list(output.token_ids) == expected.token_ids
         assert output.text == expected.text
         assert output.finish_reason == FinishReason(expected.finish_reason)
-        assert_logprobs_equal(output, expected.logprobs, row.fields.get("logprobs"))
+        assert_logprobs_equal(output.logprobs, output.token_ids, expected.logprobs, row.fields.get("logprobs"))
+        if row.fields.get("echo"):
+            assert output.prompt is not None
+            assert output.prompt.text == row.fields["prompt"]
+            first, *others = output.prompt.logprobs
+            assert first.chosen.token_id == expected.prompt[0]
+            assert_logprobs_equal(others, expected.prompt[1:], expected.prompt_logprobs, row.fields["logprobs"])
 
 
-def assert_logprobs_equal(output: SequenceOutput, expected: Sequence[Logits], num_logprobs: int | None) -> None:
-    assert len(output.logprobs) == (0 if num_logprobs is None else len(output.token_ids))
-    for position, (token, logprobs) in enumerate(zip(output.logprobs, expected, strict=False)):
-        assert token.chosen.token_id == output.token_ids[position]
+def assert_logprobs_equal(
+    tokens: Sequence[TokenLogprobs], token_ids: Sequence[int], expected: Sequence[Logits], num_logprobs: int | None
+) -> None:
+    assert len(tokens) == (0 if num_logprobs is None else len(token_ids))
+    for position, (token, logprobs) in enumerate(zip(tokens, expected, strict=False)):
+        assert token.chosen.token_id == token_ids[position]
         for one in (token.chosen, *token.top):
             assert one.logprob == pytest.approx(logprobs[one.token_id], abs=TOLERANCE)
         # Which of two that are equal within the tolerance comes first is not for this test to say.
@@ -377,7 +399,7 @@ def assert_logprobs_equal(output: SequenceOutput, expected: Sequence[Logits], nu
         assert [one.logprob for one in token.top] == pytest.approx(likeliest, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE if row.parameter != "logprobs"], ids=str)
+@pytest.mark.parametrize("row", [row for row in TABLE if row.parameter not in ("logprobs", "echo")], ids=str)
 def test_a_row_would_notice_if_its_parameter_were_ignored(plain: PlainModel, row: Row) -> None:
     index = row.fields.get("n", 1) - 1
     with_it = plain.answer(row.fields, index)

@@ -25,6 +25,7 @@ from model_registry.contract import (
     RequestFaultError,
     SamplingParams,
     SequenceOutput,
+    TextPrompt,
     TokenLogprobs,
     WorkerStatus,
 )
@@ -288,7 +289,9 @@ class Engine:
         if sequence.request.sampling.num_prompt_logprobs is not None:
             later = zip(token_ids[1:], sequence.prompt_logprobs, strict=True)
             logprobs = [TokenLogprobs(self._candidate(token_ids[0], 0.0)), *(self._logprobs(*pair) for pair in later)]
-        return PromptEcho(text=self._tokenizer.decode(token_ids), logprobs=tuple(logprobs))
+        prompt = sequence.request.prompt
+        text = prompt.text if isinstance(prompt, TextPrompt) else self._tokenizer.decode(token_ids)
+        return PromptEcho(text=text, logprobs=tuple(logprobs))
 
     def _advance_text(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
         """The text that a new token makes certain, and whether it ends the sequence."""

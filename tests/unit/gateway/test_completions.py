@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.chat_shape import ChatShape
 from gateway.completions import Completion, Layout, ReplyShape
@@ -17,7 +18,7 @@ from gateway.errors import ServerError
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import encode
 from gateway.text_shape import TextShape
-from model_registry.contract import Candidate, FinishReason, SequenceOutput, TokenLogprobs, Usage
+from model_registry.contract import Candidate, FinishReason, PromptEcho, SequenceOutput, TokenLogprobs, Usage
 
 
 def output(text: str, reason: FinishReason | None = None, *, tokens: Sequence[str] = ()) -> SequenceOutput:
@@ -230,3 +231,39 @@ async def test_the_best_are_the_likeliest_by_token_and_all_that_was_generated_co
     assert [one["logprobs"] is not None for one in reply["choices"]] == [shows_logprobs] * 4
     assert reply["usage"]["prompt_tokens"] == 10
     assert reply["usage"]["completion_tokens"] == 14
+
+
+def echoed(*tokens: tuple[str, bool], text: str) -> PromptEcho:
+    """A prompt of these tokens: their text, and whether they are special."""
+    logprobs = tuple(
+        TokenLogprobs(Candidate(place, one.encode(), is_special, -0.25 * place), (Candidate(9, b"x", False, -0.1),))
+        for place, (one, is_special) in enumerate(tokens)
+    )
+    return PromptEcho(text=text, logprobs=logprobs)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_echoed_prompt_stands_before_the_text_with_its_own_logprobs(streamed: bool) -> None:
+    made = completion(TextShape("m", id="cmpl-1", created=7), 1)
+    prompt = echoed(("<s>", True), ("Grü", False), ("ße", False), text="<s>Grüße")
+    made.stream.push(0, replace(output(" an", tokens=[" an"]), prompt=prompt))
+    made.stream.push(0, output(" alle", FinishReason.STOP, tokens=[" alle"]))
+    if streamed:
+        parts = [chunk["choices"][0] for chunk in await chunks_of(made)]
+    else:
+        parts = json.loads(encode(await made.whole()))["choices"]
+    assert "".join(part["text"] for part in parts) == "<s>Grüße an alle"
+    said = [part["logprobs"] for part in parts if part["logprobs"]]
+    assert [one for logprobs in said for one in logprobs["tokens"]] == ["<s>", "Grü", "ße", " an", " alle"]
+    assert [one for logprobs in said for one in logprobs["token_logprobs"]] == [None, -0.25, -0.5, -0.5, -0.5]
+    assert [one for logprobs in said for one in logprobs["text_offset"]] == [0, 0, 3, 8, 11]
+    assert said[0]["top_logprobs"][:2] == [None, {"x": -0.1, "Grü": -0.25}]
+
+
+async def test_the_best_are_judged_by_what_was_generated_and_not_by_their_prompt() -> None:
+    made = completion(TextShape("m"), 1, num_sampled=2)
+    unlikely = PromptEcho(text="p", logprobs=(TokenLogprobs(Candidate(7, b"p", False, -50.0)),) * 2)
+    made.stream.push(0, replace(likely("good", -0.5, 1), prompt=unlikely))
+    made.stream.push(1, likely("bad", -1.0, 1))
+    reply = json.loads(encode(await made.whole()))
+    assert reply["choices"][0]["text"] == "pgood"

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.logprobs import GeneratedToken, TokenTrail, chat_logprobs, text_logprobs
+from gateway.logprobs import TokenTrail, ToldToken, chat_logprobs, text_logprobs
 from gateway.protocol.responses import encode
 from model_registry.contract import Candidate, TokenLogprobs
 
@@ -107,7 +107,7 @@ def test_offsets_count_characters_however_the_bytes_are_cut_into_tokens_and_the_
 ) -> None:
     data = text.encode()
     trail = TokenTrail()
-    told: list[GeneratedToken] = []
+    told: list[ToldToken] = []
     sizes, takes = sizes + [1] * len(data), takes + [True] * len(data)
     start = 0
     for size, take in zip(sizes, takes, strict=False):

@@ -27,6 +27,10 @@ def test_the_environment_is_read_under_our_prefix(monkeypatch: pytest.MonkeyPatc
         ("AVIARY_REQUEST_TIMEOUT_S", "0"),
         ("AVIARY_PING_INTERVAL_S", "inf"),
         ("AVIARY_ROUTING", "random"),
+        ("AVIARY_RESPONSES_STORE", "/no/such/folder/responses.db"),
+        ("AVIARY_RESPONSES_STORE", "/"),
+        ("AVIARY_RESPONSES_STORE_MAX_BYTES", "0"),
+        ("AVIARY_RESPONSES_TTL_S", "0"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

@@ -14,7 +14,7 @@ from sse_starlette.sse import AppStatus
 from gateway.answer import AnswerDelta
 from gateway.errors import ApiError, WorkerLostError
 from gateway.protocol.responses import Chunk
-from gateway.sse import DONE, configure_library, event, events
+from gateway.sse import CHUNK_EVENTS, DONE, configure_library, event, events
 from gateway.text_shape import TextShape
 
 SHAPE = TextShape("m", id="cmpl-1", created=7)
@@ -29,7 +29,7 @@ async def chunks(*texts: str, error: Exception | None = None) -> AsyncGenerator[
 
 async def sent(source: AsyncGenerator[Chunk, None]) -> tuple[list[bytes], list[ApiError | None]]:
     ends: list[ApiError | None] = []
-    return [one async for one in events(source, ends.append)], ends
+    return [one async for one in events(source, CHUNK_EVENTS, ends.append)], ends
 
 
 @given(st.text())

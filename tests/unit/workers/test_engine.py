@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from model_registry.contract import (
     FaultKind,
     FinishReason,
     GenerationRequest,
+    PromptEcho,
     RequestFaultError,
     SamplingParams,
     SequenceOutput,
@@ -45,6 +47,7 @@ def make_engine(
     max_batch_size: int = 8,
     max_batch_tokens: int = 64,
     max_input_tokens: int | None = None,
+    max_logits_rows: int | None = None,
     runner: EchoRunner | None = None,
     sampler: EchoSampler | None = None,
 ) -> Engine:
@@ -53,6 +56,7 @@ def make_engine(
         max_batch_size=max_batch_size,
         max_batch_tokens=max_batch_tokens,
         max_input_tokens=max_input_tokens,
+        max_logits_rows=max_logits_rows,
     )
     return Engine(
         runner or EchoRunner(num_kv_blocks),
@@ -531,3 +535,83 @@ def test_without_the_new_memory_and_the_old_one_nothing_can_go_on() -> None:
     engine = Engine(EchoRunner(64), EchoSampler(), ByteTokenizer(), constraints, EngineSizes(refused, limits))
     with pytest.raises(DeviceLostError, match="no room"):
         engine.resize(EngineSizes(refused, limits))
+
+
+def prompt_tokens(output: SequenceOutput) -> str:
+    assert output.prompt is not None
+    return b"".join(token.chosen.text for token in output.prompt.logprobs if not token.chosen.is_special).decode()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"max_batch_tokens": 5},
+        {"max_logits_rows": 8},
+        {"max_logits_rows": 3, "max_batch_size": 2},
+        {"num_kv_blocks": 7, "max_model_len": 100},
+    ],
+)
+def test_an_echo_tells_how_likely_each_token_of_the_prompt_was_however_it_is_computed(limits: dict[str, Any]) -> None:
+    """Also in steps of few tokens or few logits rows, after preemption, and of a prefix whose KV is there already."""
+    engine = make_engine(**limits)
+    texts = [f"a prompt of some length, number {number}" for number in range(4)]
+    for _ in range(2):
+        for number, text in enumerate(texts):
+            submit(engine, f"{number}", text, echo=True, num_prompt_logprobs=1, num_logprobs=0)
+            submit(engine, f"{number} plain", text)
+        outputs = drain(engine)
+        for number, text in enumerate(texts):
+            echo = outputs[f"{number}"]
+            assert echo.prompt is not None
+            assert (echo.prompt.text, prompt_tokens(echo), echo.text) == (text, text, text)
+            assert outputs[f"{number} plain"].text == text
+            first, *others, last = echo.prompt.logprobs
+            assert (first.chosen.logprob, first.top) == (0.0, ())
+            # The echo model expects nothing but the end of its prompt, wherever in it.
+            assert {token.chosen.logprob for token in others} == {OTHER_LOGPROB}
+            assert last.chosen.logprob == PREDICTED_LOGPROB
+
+
+def test_no_step_has_more_logits_rows_than_it_may() -> None:
+    rows: list[int] = []
+
+    class Counting(EchoRunner):
+        def run(self, plan: StepPlan) -> list[int]:
+            rows.append(sum(chunk.num_logits for chunk in plan.chunks))
+            return super().run(plan)
+
+    engine = make_engine(runner=Counting(64), max_logits_rows=6, max_batch_size=4)
+    for number in range(6):
+        submit(engine, str(number), "a longer prompt", echo=True, num_prompt_logprobs=(0, None)[number % 2])
+    assert {output.text for output in drain(engine).values()} == {"a longer prompt"}
+    assert max(rows) == 6
+
+
+def test_an_echo_without_logprobs_is_the_text_alone() -> None:
+    output = generate("hello", echo=True, max_tokens=2)
+    assert output.prompt == PromptEcho(text="hello")
+    assert output.text == "he"
+
+
+def test_an_echo_of_token_ids_is_what_they_say() -> None:
+    engine = make_engine()
+    sampling = SamplingParams(echo=True)
+    engine.submit(
+        engine.prepare(GenerationRequest(request_id="r", prompt=TokenPrompt(tuple(b"hi")), sampling=sampling))
+    )
+    assert drain(engine)["r"].prompt == PromptEcho(text="hi")
+
+
+def test_no_tokens_at_all_is_an_echo_and_an_end() -> None:
+    output = generate("hello", echo=True, num_prompt_logprobs=0, max_tokens=0)
+    assert (output.text, output.token_ids, output.finish_reason) == ("", (), FinishReason.LENGTH)
+    assert prompt_tokens(output) == "hello"
+    assert output.usage is not None
+    assert (output.usage.prompt_tokens, output.usage.completion_tokens) == (6, 0)
+
+
+def test_a_prompt_as_long_as_the_context_can_still_be_echoed() -> None:
+    engine = make_engine(max_model_len=6)
+    submit(engine, "r", "hello", echo=True, max_tokens=0)
+    assert drain(engine)["r"].prompt == PromptEcho(text="hello")
