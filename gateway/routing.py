@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import Final
 
 from gateway.token_estimates import BYTES_PER_TOKEN
-from model_registry.contract import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from model_registry.contract import ChatPrompt, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 BLOCK_TOKENS: Final = 64
 BLOCK_BYTES: Final = BLOCK_TOKENS * BYTES_PER_TOKEN
@@ -259,6 +259,8 @@ def _beginning(prompt: Prompt) -> bytes:
             return array("I", [token_id & _TOKEN_MASK for token_id in head]).tobytes()
         case ChatPrompt(messages):
             return _first_bytes(part for message in messages for part in (message.role, "\n", message.content, "\n"))
+        case InfillPrompt(beginning, end):
+            return _first_bytes((beginning, end))
         case TextPrompt(segments):
             return _first_bytes(segment.text for segment in segments)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from model_registry.contract import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from model_registry.contract import ChatPrompt, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 BYTES_PER_TOKEN: Final = 4
 """Of UTF-8, in English, about."""
@@ -22,6 +22,8 @@ def prompt_tokens(prompt: Prompt) -> int:
     match prompt:
         case TokenPrompt(token_ids):
             return max(1, len(token_ids))
+        case InfillPrompt(beginning, end):
+            return _of_texts((beginning, end))
         case TextPrompt(segments):
             return _of_texts(segment.text for segment in segments)
         case ChatPrompt(messages):

@@ -80,6 +80,13 @@ class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
         return "".join(segment.text for segment in self.segments)
 
 
+class InfillPrompt(msgspec.Struct, frozen=True, tag="infill"):
+    """A text whose middle is to be generated, for models that were trained to."""
+
+    beginning: str
+    end: str
+
+
 class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
     """A prompt given as token ids; the worker checks them against its vocabulary."""
 
@@ -119,7 +126,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):
     """The answer goes on with the last message, an assistant's, instead of opening one of its own."""
 
 
-Prompt = TextPrompt | TokenPrompt | ChatPrompt
+Prompt = TextPrompt | InfillPrompt | TokenPrompt | ChatPrompt
 
 
 class ConstraintKind(StrEnum):

@@ -9,7 +9,7 @@ from pydantic.config import JsonDict
 
 from gateway.errors import InvalidRequestError
 from gateway.protocol.fields import INT32_MAX, GenerationFields, within_max_choices
-from gateway.protocol.validation import invalid, only_neutral, type_name
+from gateway.protocol.validation import invalid, type_name
 
 MAX_LOGPROBS = 5
 
@@ -60,6 +60,12 @@ def _wrong_type(path: str, value: Any) -> Exception:
     )
 
 
+def _no_suffix(reason: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Invalid 'suffix': it cannot be taken with {reason}", param="suffix", code="invalid_value"
+    )
+
+
 _TOKEN_IDS_SCHEMA: JsonDict = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX},
@@ -96,7 +102,9 @@ class CompletionRequest(GenerationFields):
     max_tokens: int | None = Field(
         None, ge=0, le=INT32_MAX, description="Tokens generated at most; 0 only with `echo`."
     )
-    suffix: only_neutral() = None  # type: ignore[valid-type]
+    suffix: str | None = Field(
+        None, description="What comes after the text that is generated, for models trained to fill in the middle."
+    )
 
     def check_together(self) -> None:
         super().check_together()
@@ -107,6 +115,8 @@ class CompletionRequest(GenerationFields):
                 param="max_tokens",
                 code="integer_below_min_value",
             )
+        if self.suffix:
+            self._check_suffix()
         if self.echo and self.use_prompt_format:
             raise InvalidRequestError(
                 "Invalid 'echo': with 'use_prompt_format' the model reads more than the prompt. Give one of them.",
@@ -127,6 +137,13 @@ class CompletionRequest(GenerationFields):
                 param="best_of",
                 code="invalid_value",
             )
+
+    def _check_suffix(self) -> None:
+        if not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise _no_suffix("a prompt of token ids. Send its text.")
+        for name in ("echo", "use_prompt_format"):
+            if getattr(self, name):
+                raise _no_suffix(f"'{name}'. Give one of them.")
 
     @property
     def num_sampled(self) -> int:

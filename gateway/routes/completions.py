@@ -12,7 +12,7 @@ from gateway.prompts import check_num_words, raw_text, render_chat
 from gateway.protocol.completions import CompletionRequest, OnePrompt
 from gateway.sampling import DEFAULT_COMPLETION_TOKENS, sampling_params
 from gateway.text_shape import TextShape
-from model_registry.contract import ChatMessage, ModelView, Prompt, TokenPrompt
+from model_registry.contract import ChatMessage, InfillPrompt, ModelView, Prompt, TokenPrompt
 
 router = APIRouter()
 
@@ -43,6 +43,8 @@ def _prompt(one: OnePrompt, request: CompletionRequest, model: ModelView) -> Pro
     """Raises `InvalidRequestError` where token ids are given and a text is needed."""
     if isinstance(one, str):
         check_num_words(one, model.entry.model, "prompt")
+        if request.suffix:
+            return InfillPrompt(one, request.suffix)
         prompt_format = model.entry.model.generation.prompt_format
         return render_chat([ChatMessage("user", one)], prompt_format) if request.use_prompt_format else raw_text(one)
     if request.use_prompt_format:

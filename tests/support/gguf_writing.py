@@ -54,7 +54,8 @@ def _add_sizes(writer: GGUFWriter, config: LlamaConfig) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, tokenizer: dict[str, Any], eos_token_id: int) -> None:
-    vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    vocabulary: dict[str, int] = {**tokenizer["model"]["vocab"], **added}
     special = {token["id"] for token in tokenizer["added_tokens"] if token["special"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

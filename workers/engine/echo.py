@@ -13,7 +13,8 @@ import math
 import time
 from collections.abc import Sequence as Ids
 
-from model_registry.contract import ChatPrompt, FaultKind, Prompt, RequestFaultError, TokenPrompt
+from model_registry.contract import ChatPrompt, FaultKind, InfillPrompt, Prompt, RequestFaultError, TokenPrompt
+from workers.engine.infill import encode_infill
 from workers.engine.runner import Chunk, StepPlan
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
@@ -48,6 +49,8 @@ class ByteTokenizer:
                     FaultKind.INVALID_REQUEST, f"Token ids must be below {VOCAB_SIZE}, the vocabulary's size.", "prompt"
                 )
             return [*prompt.token_ids, END_OF_PROMPT]
+        if isinstance(prompt, InfillPrompt):
+            return encode_infill(prompt, None, self.encode_text)
         if isinstance(prompt, ChatPrompt):
             text = "\n".join(message.content for message in prompt.messages)
         else:

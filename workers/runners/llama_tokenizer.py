@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from model_registry.contract import Prompt, TextPrompt, TokenPrompt
+from model_registry.contract import InfillPrompt, Prompt, TextPrompt, TokenPrompt
+from workers.engine.infill import InfillTokens, encode_infill
 from workers.engine.tokenizer import Piece, checked_token_ids, unnamed_piece
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.llama_library import llama_cpp
@@ -33,12 +34,15 @@ class LlamaCppTokenizer:
         control = (i for i in ids if llama_cpp.llama_vocab_get_attr(model.vocab, i) & _CONTROL)
         self._special = SpecialTokens({_text_of(model, i): i for i in control})
         self._template = ChatTemplate(model.chat_template, _template_variables(model))
+        self._infill_tokens = _find_infill_tokens(model)
         adds_bos = llama_cpp.llama_vocab_get_add_bos(model.vocab)
         self._opening_ids = [llama_cpp.llama_vocab_bos(model.vocab)] if adds_bos else []
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, TokenPrompt):
             return checked_token_ids(prompt.token_ids, self.vocab_size)
+        if isinstance(prompt, InfillPrompt):
+            return self._with_opening(encode_infill(prompt, self._infill_tokens, self.encode_text))
         escape = Escape(self._special)
         text = escape.join(prompt) if isinstance(prompt, TextPrompt) else self._template.render(prompt, escape)
         return self._with_opening(self._encode(text, escape))
@@ -98,6 +102,14 @@ def _template_variables(model: LlamaModel) -> dict[str, str]:
         "pad_token": llama_cpp.llama_vocab_pad(model.vocab),
     }
     return {name: _text_of(model, token_id) for name, token_id in ids.items() if token_id >= 0}
+
+
+def _find_infill_tokens(model: LlamaModel) -> InfillTokens | None:
+    """As llama.cpp knows them: by the file's metadata, or by their names."""
+    beginning = llama_cpp.llama_vocab_fim_pre(model.vocab)
+    end = llama_cpp.llama_vocab_fim_suf(model.vocab)
+    middle = llama_cpp.llama_vocab_fim_mid(model.vocab)
+    return None if min(beginning, end, middle) < 0 else InfillTokens(beginning, end, middle)
 
 
 def _text_of(model: LlamaModel, token_id: int) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from model_registry.contract import Prompt, TextPrompt, TokenPrompt
+from model_registry.contract import InfillPrompt, Prompt, TextPrompt, TokenPrompt
+from workers.engine.infill import encode_infill, find_infill_tokens
 from workers.engine.tokenizer import Piece, checked_token_ids
 from workers.errors import UnsupportedModelError
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
@@ -37,12 +38,15 @@ class HuggingFaceTokenizer:
             rust.no_truncation()
         added = self._rust.get_added_tokens_decoder().items()
         self._special = SpecialTokens({token.content: token_id for token_id, token in added if token.special})
+        self._infill_tokens = find_infill_tokens(self._rust.token_to_id)
         self._opening_ids = self._find_opening_ids()
         self._pieces = TokenPieces(self._rust)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, TokenPrompt):
             return checked_token_ids(prompt.token_ids, self.vocab_size)
+        if isinstance(prompt, InfillPrompt):
+            return self._with_opening(encode_infill(prompt, self._infill_tokens, self.encode_text))
         escape = Escape(self._special)
         if isinstance(prompt, TextPrompt):
             return self._with_opening(self._encode(escape.join(prompt), escape))

@@ -180,7 +180,10 @@ def test_a_wrong_field_of_a_chat_is_named_with_openais_code(
         ({"logprobs": -1}, "integer_below_min_value", "logprobs"),
         ({"logprobs": True}, "invalid_type", "logprobs"),
         ({"top_logprobs": 1}, "unknown_parameter", "top_logprobs"),
-        ({"suffix": "x"}, "unsupported_parameter", "suffix"),
+        ({"suffix": 7}, "invalid_type", "suffix"),
+        ({"suffix": "x", "prompt": [1, 2]}, "invalid_value", "suffix"),
+        ({"suffix": "x", "echo": True}, "invalid_value", "suffix"),
+        ({"suffix": "x", "use_prompt_format": True}, "invalid_value", "suffix"),
         ({"messages": []}, "unknown_parameter", "messages"),
     ],
 )

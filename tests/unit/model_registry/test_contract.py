@@ -22,6 +22,7 @@ from model_registry.contract import (
     FinishReason,
     Frame,
     GenerationRequest,
+    InfillPrompt,
     ModelView,
     PoolView,
     ReplicaState,
@@ -70,6 +71,7 @@ SAMPLING = st.builds(
 )
 PROMPTS = st.one_of(
     st.builds(TextPrompt, several(st.builds(TextSegment, TEXT, st.booleans()))),
+    st.builds(InfillPrompt, TEXT, TEXT),
     st.builds(TokenPrompt, TOKENS),
     st.builds(ChatPrompt, several(st.builds(ChatMessage, TEXT, TEXT))),
 )
