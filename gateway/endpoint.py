@@ -11,14 +11,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.client import CLIENT_CLOSED_REQUEST, parsed, recorded, unless_gone
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
-from gateway.errors import ApiError, ServerError
+from gateway.errors import ApiError
 from gateway.metrics import Metrics, RequestRecord
 from gateway.protocol.fields import GenerationFields
 from gateway.protocol.responses import encode
@@ -28,11 +30,6 @@ from gateway.ticket import Submission
 from model_registry.contract import ModelView, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
-
-_LARGE_BODY_BYTES = 64 * 1024
-"""From here on a body is parsed in a thread, so that the event loop stays responsive."""
-CLIENT_CLOSED_REQUEST = 499
-"""Status in metrics of requests whose client went away; nobody else ever sees it."""
 
 SESSION_HEADER = "x-session-id"
 _SESSION_PARAMETER: dict[str, Any] = {
@@ -44,7 +41,6 @@ _SESSION_PARAMETER: dict[str, Any] = {
 }
 
 RequestT = TypeVar("RequestT", bound=GenerationFields)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,29 +75,13 @@ class GenerationEndpoint(Generic[RequestT]):
         """The response to one request. Raises `ApiError`, which the error middleware answers."""
         metrics: Metrics = http.app.state.metrics
         record = metrics.request(self.path, http.state.received_at)
-        try:
-            request = await self._parse(http)
-            completion = self._start(http, request, record)
-            return await self._respond(http, request, completion, record)
-        except ApiError as error:
-            record.failed(error)
-            raise
-        except _ClientGoneError:
-            record.done(CLIENT_CLOSED_REQUEST)
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except Exception:  # only counted here; the error middleware logs it and answers
-            record.done(ServerError.status)
-            raise
+        return await recorded(record, self._answer(http, record))
 
-    async def _parse(self, http: Request) -> RequestT:
+    async def _answer(self, http: Request, record: RequestRecord) -> Response:
         settings: GatewaySettings = http.app.state.settings
-        try:
-            body = await http.body()
-        except ClientDisconnect:
-            raise _ClientGoneError from None
-        if len(body) < _LARGE_BODY_BYTES:
-            return self.request_type.parse(body, max_choices=settings.max_choices)
-        return await asyncio.to_thread(self.request_type.parse, body, max_choices=settings.max_choices)
+        request = await parsed(http, partial(self.request_type.parse, max_choices=settings.max_choices))
+        completion = self._start(http, request, record)
+        return await self._respond(http, request, completion, record)
 
     def _start(self, http: Request, request: RequestT, record: RequestRecord) -> Completion:
         dispatcher: Dispatcher = http.app.state.dispatcher
@@ -136,7 +116,7 @@ class GenerationEndpoint(Generic[RequestT]):
             raise
 
     async def _whole(self, http: Request, completion: Completion, record: RequestRecord) -> Response:
-        reply = await _unless_gone(http, completion.whole())
+        reply = await unless_gone(http, completion.whole())
         completion.stream.close()
         self._note_overhead(http, completion)
         record.done(200, completion.finish_reason)
@@ -145,7 +125,7 @@ class GenerationEndpoint(Generic[RequestT]):
     async def _stream(self, http: Request, completion: Completion, record: RequestRecord) -> Response:
         settings: GatewaySettings = http.app.state.settings
         # An error that comes early still gets its own HTTP status.
-        await _unless_gone(http, _at_most(settings.first_output_grace_s, completion.stream.started()))
+        await unless_gone(http, _at_most(settings.first_output_grace_s, completion.stream.started()))
         self._note_overhead(http, completion)
 
         def on_end(error: ApiError | None) -> None:
@@ -178,30 +158,6 @@ class GenerationEndpoint(Generic[RequestT]):
     def _since(moment: float, completion: Completion) -> float:
         """A whole reply waits for its last token, which is no overhead of ours."""
         return 0.0 if completion.finish_reason is not None else time.monotonic() - moment
-
-
-class _ClientGoneError(Exception):
-    """The client hung up before it got an answer."""
-
-
-async def _unless_gone(http: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, or `_ClientGoneError` as soon as the client hangs up."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_hung_up(http))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise _ClientGoneError
-    finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _hung_up(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _at_most(timeout_s: float, work: Awaitable[None]) -> None:

@@ -75,10 +75,38 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = Field(None, description="Accepted without effect: chunks are never padded.")
 
 
-class GenerationFields(RequestModel):
-    """How to generate, whatever the prompt's form."""
+class Body(RequestModel):
+    """A whole request body, about a model."""
 
     model: str = Field(description="Id of a deployed model.")
+
+    without_effect: ClassVar[dict[str, str]] = {}
+    """Further fields that are accepted, and why they change nothing."""
+
+    @classmethod
+    def parse(cls, body: bytes, *, max_choices: int) -> Self:
+        data = parse_json(body)
+        fields = {name: value for name, value in data.items() if name not in cls.without_effect}
+        request = cls.check(fields, max_choices=max_choices)
+        request.check_together()
+        return request
+
+    def check_together(self) -> None:
+        """Rules between fields. Raises `InvalidRequestError`."""
+
+    @classmethod
+    def body_schema(cls) -> dict[str, Any]:
+        """JSON schema of the body, for the OpenAPI document."""
+        whole = cls.model_json_schema()
+        schema: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
+        for name, reason in cls.without_effect.items():
+            schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
+        return schema
+
+
+class GenerationFields(Body):
+    """How to generate, whatever the prompt's form."""
+
     temperature: float | None = Field(None, ge=0, le=2, description="Spread of sampling; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample among the likeliest tokens of this probability.")
     top_k: int | None = Field(
@@ -116,16 +144,7 @@ class GenerationFields(RequestModel):
 
     without_effect: ClassVar[dict[str, str]] = NO_EFFECT
 
-    @classmethod
-    def parse(cls, body: bytes, *, max_choices: int) -> Self:
-        data = parse_json(body)
-        fields = {name: value for name, value in data.items() if name not in cls.without_effect}
-        request = cls.check(fields, max_choices=max_choices)
-        request.check_together()
-        return request
-
     def check_together(self) -> None:
-        """Rules between fields. Raises `InvalidRequestError`."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "Invalid 'stream_options': it is only allowed when 'stream' is true.",
@@ -160,15 +179,6 @@ class GenerationFields(RequestModel):
     @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @classmethod
-    def body_schema(cls) -> dict[str, Any]:
-        """JSON schema of the body, for the OpenAPI document."""
-        whole = cls.model_json_schema()
-        schema: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
-        for name, reason in cls.without_effect.items():
-            schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
-        return schema
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

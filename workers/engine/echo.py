@@ -45,16 +45,23 @@ class ByteTokenizer:
                 )
             return [*prompt.token_ids, END_OF_PROMPT]
         if isinstance(prompt, ChatPrompt):
-            text = "\n".join(message.content for message in prompt.messages)
+            text, is_open = "\n".join(message.content for message in prompt.messages), prompt.opens_answer
         else:
-            text = "".join(segment.text for segment in prompt.segments)
-        return [*text.encode(), END_OF_PROMPT]
+            text, is_open = "".join(segment.text for segment in prompt.segments), prompt.has_opening
+        return [*text.encode(), END_OF_PROMPT] if is_open else [*text.encode()]
 
     def decode(self, token_ids: Ids[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < END_OF_PROMPT).decode(errors="replace")
 
+    def detokenize(self, token_ids: Ids[int]) -> str:
+        return b"".join(self.piece(token_id).text for token_id in token_ids).decode(errors="replace")
+
     def piece(self, token_id: int) -> Piece:
         return _SPECIAL_PIECES.get(token_id) or Piece(bytes([token_id]))
+
+    def name(self, token_id: int) -> str:
+        text = self.piece(token_id).text
+        return text.decode() if text.isascii() else f"<0x{token_id:02X}>"
 
 
 class EchoRunner:

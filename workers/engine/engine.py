@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from model_registry.contract import (
     Candidate,
+    Detokenize,
     Fault,
     FaultKind,
     FinishReason,
@@ -21,6 +22,7 @@ from model_registry.contract import (
     RequestFaultError,
     SamplingParams,
     SequenceOutput,
+    Tokenize,
     TokenLogprobs,
     WorkerStatus,
 )
@@ -30,6 +32,7 @@ from workers.engine.sampler import SampledToken, Sampler
 from workers.engine.scheduler import Scheduled, Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
+from workers.engine.tokenization import detokenized, tokenized
 from workers.engine.tokenizer import Tokenizer
 from workers.errors import DeviceLostError, LoadError, first_line
 
@@ -144,6 +147,12 @@ class Engine:
             end_token_ids=frozenset() if request.sampling.ignore_eos else self._tokenizer.eos_token_ids,
             text_stream=TextStream(self._tokenizer.decode, prompt_token_ids, request.sampling),
         )
+
+    def answer(self, request: GenerationRequest, task: Tokenize | Detokenize) -> SequenceOutput:
+        """Do what takes the tokenizer only. Safe on any thread. Raises `RequestFaultError`."""
+        if isinstance(task, Tokenize):
+            return tokenized(request, task, self._tokenizer)
+        return detokenized(request, self._tokenizer)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a prepared sequence. Raises `RequestFaultError` when its id is in use, or it no longer fits."""

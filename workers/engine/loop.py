@@ -16,6 +16,7 @@ from model_registry.contract import (
     Fault,
     FaultKind,
     Frame,
+    Generate,
     GenerationRequest,
     RequestFaultError,
     SequenceOutput,
@@ -45,7 +46,7 @@ class _Inbox:
     sequences: list[Sequence] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     outputs: list[SequenceOutput] = field(default_factory=list)
-    """Faults of requests that never became sequences."""
+    """Of requests that never became sequences: faults, and what the tokenizer alone answers."""
     resizing: _Resizing | None = None
 
     def __bool__(self) -> bool:
@@ -123,9 +124,9 @@ class EngineLoop:
         return self._status
 
     def _prepare(self, request: GenerationRequest) -> None:
-        """On a tokenizer thread: a request becomes a sequence or a fault."""
+        """On a tokenizer thread: a request becomes a sequence, its answer, or a fault."""
         try:
-            prepared: Sequence | SequenceOutput = self._engine.prepare(request)
+            prepared = self._prepared(request)
         except RequestFaultError as error:
             prepared = SequenceOutput(request_id=request.request_id, fault=error.fault)
         except Exception:
@@ -141,6 +142,10 @@ class EngineLoop:
             else:
                 self._inbox.outputs.append(prepared)
             self._changed.notify()
+
+    def _prepared(self, request: GenerationRequest) -> Sequence | SequenceOutput:
+        task = request.task
+        return self._engine.prepare(request) if isinstance(task, Generate) else self._engine.answer(request, task)
 
     def _main(self) -> None:
         try:

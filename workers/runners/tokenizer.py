@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from model_registry.contract import Prompt, TextPrompt, TokenPrompt
-from workers.engine.tokenizer import Piece, checked_token_ids
+from workers.engine.tokenizer import Piece, checked_token_ids, unnamed_piece
 from workers.errors import UnsupportedModelError
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.token_pieces import TokenPieces
@@ -45,15 +45,24 @@ class HuggingFaceTokenizer:
             return checked_token_ids(prompt.token_ids, self.vocab_size)
         escape = Escape(self._special)
         if isinstance(prompt, TextPrompt):
-            return self._with_opening(self._encode(escape.join(prompt), escape))
+            token_ids = self._encode(escape.join(prompt), escape)
+            return self._with_opening(token_ids) if prompt.has_opening else token_ids
         return self._encode(self._template.render(prompt, escape), escape)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._rust.decode(token_ids, skip_special_tokens=True)
         return text
 
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        text: str = self._rust.decode(token_ids, skip_special_tokens=False)
+        return text
+
     def piece(self, token_id: int) -> Piece:
         return self._pieces.of(token_id)
+
+    def name(self, token_id: int) -> str:
+        name: str | None = self._rust.id_to_token(token_id)
+        return unnamed_piece(token_id).text.decode() if name is None else name
 
     def _encode(self, text: str, escape: Escape) -> list[int]:
         if not escape.hidden:

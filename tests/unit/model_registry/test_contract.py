@@ -17,10 +17,12 @@ from model_registry.contract import (
     ChatMessage,
     ChatPrompt,
     Command,
+    Detokenize,
     Fault,
     FaultKind,
     FinishReason,
     Frame,
+    Generate,
     GenerationRequest,
     ModelView,
     PoolView,
@@ -33,6 +35,8 @@ from model_registry.contract import (
     SubmitBatch,
     TextPrompt,
     TextSegment,
+    Tokenize,
+    Tokenized,
     TokenLogprobs,
     TokenPrompt,
     Usage,
@@ -69,12 +73,14 @@ SAMPLING = st.builds(
     stop_token_sequences=several(TOKENS),
 )
 PROMPTS = st.one_of(
-    st.builds(TextPrompt, several(st.builds(TextSegment, TEXT, st.booleans()))),
+    st.builds(TextPrompt, several(st.builds(TextSegment, TEXT, st.booleans())), has_opening=st.booleans()),
     st.builds(TokenPrompt, TOKENS),
-    st.builds(ChatPrompt, several(st.builds(ChatMessage, TEXT, TEXT))),
+    st.builds(ChatPrompt, several(st.builds(ChatMessage, TEXT, TEXT)), opens_answer=st.booleans()),
 )
+TASKS = st.one_of(st.builds(Generate), st.builds(Tokenize, st.booleans()), st.builds(Detokenize))
+REQUESTS = st.builds(GenerationRequest, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING, task=TASKS)
 COMMANDS = st.one_of(
-    st.builds(SubmitBatch, several(st.builds(GenerationRequest, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING))),
+    st.builds(SubmitBatch, several(REQUESTS)),
     st.builds(AbortBatch, several(TEXT)),
 )
 USAGES = st.builds(Usage, prompt_tokens=COUNT, completion_tokens=COUNT, cached_tokens=COUNT)
@@ -91,6 +97,7 @@ FINAL = st.builds(
     text=TEXT,
     token_ids=TOKENS,
     logprobs=LOGPROBS,
+    tokenized=st.none() | st.builds(Tokenized, TOKENS, st.none() | several(TEXT)),
     finish_reason=st.none() | st.sampled_from(FinishReason),
     usage=st.none() | USAGES,
     timing=st.none() | TIMINGS,
@@ -157,7 +164,8 @@ def test_two_outputs_as_one_are_their_concatenation_with_the_later_ones_end(
     assert both.token_ids == earlier.token_ids + later.token_ids
     assert both.logprobs == earlier.logprobs + later.logprobs
     assert both.is_final == later.is_final
-    assert (both.finish_reason, both.usage, both.timing, both.fault) == (
+    assert (both.tokenized, both.finish_reason, both.usage, both.timing, both.fault) == (
+        later.tokenized,
         later.finish_reason,
         later.usage,
         later.timing,
