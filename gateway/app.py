@@ -24,7 +24,7 @@ from gateway.middleware.body_limit import BodyLimitMiddleware
 from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.pool import PoolSource
-from gateway.routes import admin, chat, completions, health, metrics, models, tokenization
+from gateway.routes import admin, chat, completions, embeddings, health, metrics, models, tokenization
 from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
@@ -66,7 +66,7 @@ def create_app(
     )
     app.state.pool = pool
     app.state.reload = reload
-    for part in (completions, chat, tokenization, models, health, metrics, admin):
+    for part in (completions, chat, embeddings, tokenization, models, health, metrics, admin):
         app.include_router(part.router)
     return app
 

@@ -76,6 +76,8 @@ class TextPrompt(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     segments: tuple[TextSegment, ...]
     has_opening: bool = True
     """It begins with what the model puts before any text, such as a BOS token."""
+    has_closing: bool = False
+    """It ends with what the model puts after a whole text, such as a separator."""
 
 
 class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
@@ -191,7 +193,14 @@ class Detokenize(msgspec.Struct, frozen=True, tag="detokenize"):
     """Tell the text of a prompt of token ids, special tokens by their names."""
 
 
-Task = Generate | Tokenize | Detokenize
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Make one vector of the prompt."""
+
+    dimensions: int | None = None
+    """Its first so many numbers only; None: all."""
+
+
+Task = Generate | Tokenize | Detokenize | Embed
 GENERATE: Final = Generate()
 NOTHING: Final = SamplingParams(max_tokens=0)
 """The sampling of whatever is no generation."""
@@ -284,6 +293,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Of the prompt's tokens from the second on, as far as they were computed; when they were asked for."""
     tokenized: Tokenized | None = None
     """Of a `Tokenize`."""
+    embedding: bytes = b""
+    """Of an `Embed`: its numbers in float32, little-endian."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     """Set on the final output of whatever the model computed."""
@@ -303,6 +314,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
             tokenized=later.tokenized,
+            embedding=later.embedding,
             finish_reason=later.finish_reason,
             usage=later.usage,
             timing=later.timing,

@@ -9,10 +9,13 @@ logprobs are those of a model that is half sure of what it predicts, and finds a
 from __future__ import annotations
 
 import math
+import struct
 import time
+from collections import Counter
 from collections.abc import Sequence as Ids
 
 from model_registry.contract import ChatPrompt, FaultKind, Prompt, RequestFaultError, TokenPrompt
+from workers.engine.embeddings import Passage
 from workers.engine.runner import Chunk, StepPlan
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
@@ -96,6 +99,28 @@ class EchoSampler:
 
     def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
         return [_sampled(predicted, sequence) for predicted, sequence in zip(rows, sequences, strict=True)]
+
+
+class EchoEmbedder:
+    """Tells how often each token is in a prompt."""
+
+    num_dimensions = VOCAB_SIZE
+
+    def __init__(self, *, normalizes: bool, can_be_cut: bool, step_time_s: float = 0.0) -> None:
+        self.can_be_cut = can_be_cut
+        self._normalizes = normalizes
+        self._step_time_s = step_time_s
+
+    def embed(self, passages: Ids[Passage]) -> list[bytes]:
+        if self._step_time_s:
+            time.sleep(self._step_time_s)
+        return [self._vector(passage) for passage in passages]
+
+    def _vector(self, passage: Passage) -> bytes:
+        counts = Counter(passage.token_ids)
+        numbers = [float(counts[token_id]) for token_id in range(passage.num_dimensions)]
+        length = math.hypot(*numbers) if self._normalizes else 1.0
+        return struct.pack(f"<{len(numbers)}f", *(number / (length or 1.0) for number in numbers))
 
 
 def _sampled(predicted: int, sequence: Sequence) -> SampledToken:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model_registry.schema import Generation, RegistryEntry
+from workers.engine.embeddings import Embedder
 from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
@@ -31,6 +32,8 @@ class LoadedModel:
     """Context length in tokens: the smaller of what the model can and the registry allows."""
     new_kv_cache: NewKVCache
     """For one engine at a time."""
+    embedder: Embedder | None = None
+    """Makes embeddings with the same weights; None where that cannot be done."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
     with_sizes: Callable[[Generation], LoadedModel] | None = None
@@ -49,7 +52,7 @@ class Initializer(Protocol):
 
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, engine_sizes(entry, loaded))
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, engine_sizes(entry, loaded), loaded.embedder)
 
 
 def resized(loaded: LoadedModel, generation: Generation) -> LoadedModel:

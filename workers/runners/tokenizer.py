@@ -21,12 +21,18 @@ from workers.runners.token_pieces import TokenPieces
 class HuggingFaceTokenizer:
     """Encodes prompts and decodes tokens for one model."""
 
-    def __init__(self, tokenizer: Any, *, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
-        """`tokenizer` is a fast Transformers tokenizer, `vocab_size` the width of the model's logits."""
+    def __init__(
+        self, tokenizer: Any, *, vocab_size: int, eos_token_ids: frozenset[int], closes_texts: bool = False
+    ) -> None:
+        """`tokenizer` is a fast Transformers tokenizer, `vocab_size` the width of the model's logits.
+
+        `closes_texts`: every text is a whole one, since the model does not go on with texts.
+        """
         if not getattr(tokenizer, "is_fast", False):
             raise UnsupportedModelError(f"{type(tokenizer).__name__} has no fast tokenizer (tokenizer.json)")
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
+        self._closes_texts = closes_texts
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         self._template = ChatTemplate(template, tokenizer.special_tokens_map)
         self._rust: RustTokenizer = RustTokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -37,7 +43,7 @@ class HuggingFaceTokenizer:
             rust.no_truncation()
         added = self._rust.get_added_tokens_decoder().items()
         self._special = SpecialTokens({token.content: token_id for token_id, token in added if token.special})
-        self._opening_ids = self._find_opening_ids()
+        self._opening_ids, self._closing_ids = self._find_frame()
         self._pieces = TokenPieces(self._rust)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -46,7 +52,8 @@ class HuggingFaceTokenizer:
         escape = Escape(self._special)
         if isinstance(prompt, TextPrompt):
             token_ids = self._encode(escape.join(prompt), escape)
-            return self._with_opening(token_ids) if prompt.has_opening else token_ids
+            framed = self._with_opening(token_ids) if prompt.has_opening else token_ids
+            return framed + self._closing_ids if prompt.has_closing or self._closes_texts else framed
         return self._encode(self._template.render(prompt, escape), escape)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -81,8 +88,11 @@ class HuggingFaceTokenizer:
         opening = self._opening_ids
         return token_ids if token_ids[: len(opening)] == opening else opening + token_ids
 
-    def _find_opening_ids(self) -> list[int]:
-        """What the tokenizer itself puts before any text, such as a BOS token."""
-        with_special = self._rust.encode("a").ids
+    def _find_frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer itself puts before any text, such as a BOS token, and after it, such as a separator."""
+        with_special = list(self._rust.encode("a").ids)
         without = self._rust.encode("a", add_special_tokens=False).ids
-        return list(with_special[: with_special.index(without[0])]) if without else []
+        if not without:
+            return [], []
+        start = with_special.index(without[0])
+        return with_special[:start], with_special[start + len(without) :]

@@ -18,6 +18,7 @@ from model_registry.contract import (
     ChatPrompt,
     Command,
     Detokenize,
+    Embed,
     Fault,
     FaultKind,
     FinishReason,
@@ -73,11 +74,18 @@ SAMPLING = st.builds(
     stop_token_sequences=several(TOKENS),
 )
 PROMPTS = st.one_of(
-    st.builds(TextPrompt, several(st.builds(TextSegment, TEXT, st.booleans())), has_opening=st.booleans()),
+    st.builds(
+        TextPrompt,
+        several(st.builds(TextSegment, TEXT, st.booleans())),
+        has_opening=st.booleans(),
+        has_closing=st.booleans(),
+    ),
     st.builds(TokenPrompt, TOKENS),
     st.builds(ChatPrompt, several(st.builds(ChatMessage, TEXT, TEXT)), opens_answer=st.booleans()),
 )
-TASKS = st.one_of(st.builds(Generate), st.builds(Tokenize, st.booleans()), st.builds(Detokenize))
+TASKS = st.one_of(
+    st.builds(Generate), st.builds(Tokenize, st.booleans()), st.builds(Detokenize), st.builds(Embed, st.none() | COUNT)
+)
 REQUESTS = st.builds(GenerationRequest, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING, task=TASKS)
 COMMANDS = st.one_of(
     st.builds(SubmitBatch, several(REQUESTS)),
@@ -98,6 +106,7 @@ FINAL = st.builds(
     token_ids=TOKENS,
     logprobs=LOGPROBS,
     tokenized=st.none() | st.builds(Tokenized, TOKENS, st.none() | several(TEXT)),
+    embedding=st.binary(max_size=8),
     finish_reason=st.none() | st.sampled_from(FinishReason),
     usage=st.none() | USAGES,
     timing=st.none() | TIMINGS,
@@ -164,8 +173,9 @@ def test_two_outputs_as_one_are_their_concatenation_with_the_later_ones_end(
     assert both.token_ids == earlier.token_ids + later.token_ids
     assert both.logprobs == earlier.logprobs + later.logprobs
     assert both.is_final == later.is_final
-    assert (both.tokenized, both.finish_reason, both.usage, both.timing, both.fault) == (
+    assert (both.tokenized, both.embedding, both.finish_reason, both.usage, both.timing, both.fault) == (
         later.tokenized,
+        later.embedding,
         later.finish_reason,
         later.usage,
         later.timing,
