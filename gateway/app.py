@@ -26,7 +26,17 @@ from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.pool import PoolSource
 from gateway.response_store import ResponseStore
-from gateway.routes import admin, chat, completions, health, metrics, models, responses
+from gateway.routes import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    health,
+    metrics,
+    models,
+    responses,
+    tokenization,
+)
 from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
@@ -69,7 +79,7 @@ def create_app(
     app.state.pool = pool
     app.state.reload = reload
     app.state.kept_responses = KeptResponses(_response_store(settings), max_conversation_bytes=settings.max_body_bytes)
-    for part in (completions, chat, responses, models, health, metrics, admin):
+    for part in (completions, chat, responses, embeddings, tokenization, models, health, metrics, admin):
         app.include_router(part.router)
     return app
 

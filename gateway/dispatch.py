@@ -222,17 +222,22 @@ class Dispatcher:
     def _measure(self, ticket: Ticket, output: SequenceOutput) -> None:
         now = time.monotonic()
         model_id = ticket.submission.model_id
-        if ticket.last_output_at is None:
-            self._metrics.first_output(model_id, now - ticket.submission.received_at)
-        else:
-            self._metrics.later_output(model_id, now - ticket.last_output_at, len(output.token_ids))
+        if ticket.generates:
+            self._measure_tokens(ticket, len(output.token_ids), now)
         ticket.last_output_at = now
-        ticket.num_generated_tokens += len(output.token_ids)
-        self._metrics.tokens(model_id, len(output.token_ids))
         if output.usage is not None and ticket.is_first_of_prompt:
             self._metrics.prompt(model_id, output.usage)
         if output.timing is not None:
             self._metrics.timing(model_id, ticket.sent_at - ticket.admitted_at, output.timing)
+
+    def _measure_tokens(self, ticket: Ticket, num_tokens: int, now: float) -> None:
+        model_id = ticket.submission.model_id
+        if ticket.last_output_at is None:
+            self._metrics.first_output(model_id, now - ticket.submission.received_at)
+        else:
+            self._metrics.later_output(model_id, now - ticket.last_output_at, num_tokens)
+        ticket.num_generated_tokens += num_tokens
+        self._metrics.tokens(model_id, num_tokens)
 
     def _take_fault(self, ticket: Ticket, link: WorkerLink, fault: Fault) -> None:
         if fault.kind in _RETRIED and not ticket.has_output:
@@ -442,7 +447,7 @@ def _tickets(submission: Submission, stream: OutputStream, now: float) -> list[T
     for prompt in submission.prompts:
         first = len(tickets)
         requests = [
-            GenerationRequest(request_id=f"{name}-{index}", prompt=prompt, sampling=sampling)
+            GenerationRequest(request_id=f"{name}-{index}", prompt=prompt, sampling=sampling, task=submission.task)
             for index, sampling in enumerate(submission.sampling, start=first)
         ]
         num_bytes = _size_on_channel(requests[0], submission)

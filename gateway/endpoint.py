@@ -12,15 +12,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.client import CLIENT_CLOSED_REQUEST, parsed, recorded, unless_gone
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
-from gateway.errors import ApiError, ServerError
+from gateway.errors import ApiError
 from gateway.metrics import Metrics, RequestRecord
 from gateway.output_stream import OutputStream
 from gateway.protocol.fields import GenerationFields, SamplingFields
@@ -31,11 +33,6 @@ from gateway.ticket import Submission
 from model_registry.contract import FinishReason, ModelView, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
-
-_LARGE_BODY_BYTES = 64 * 1024
-"""From here on a body is parsed in a thread, so that the event loop stays responsive."""
-CLIENT_CLOSED_REQUEST = 499
-"""Status in metrics of requests whose client went away; nobody else ever sees it."""
 
 SESSION_HEADER = "x-session-id"
 _SESSION_PARAMETER: dict[str, Any] = {
@@ -49,7 +46,6 @@ _SESSION_PARAMETER: dict[str, Any] = {
 RequestT = TypeVar("RequestT", bound=SamplingFields)
 GenerationRequestT = TypeVar("GenerationRequestT", bound=GenerationFields)
 RequestT_contra = TypeVar("RequestT_contra", bound=SamplingFields, contravariant=True)
-T = TypeVar("T")
 
 
 class ReplyInProgress(Protocol):
@@ -125,29 +121,13 @@ class Endpoint(ABC, Generic[RequestT]):
         """The response to one request. Raises `ApiError`, which the error middleware answers."""
         metrics: Metrics = http.app.state.metrics
         record = metrics.request(self.path, http.state.received_at)
-        try:
-            request = await self._parse(http)
-            reply = await self._start(http, request, record)
-            return await self._respond(http, request, reply, record)
-        except ApiError as error:
-            record.failed(error)
-            raise
-        except _ClientGoneError:
-            record.done(CLIENT_CLOSED_REQUEST)
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except Exception:  # only counted here; the error middleware logs it and answers
-            record.done(ServerError.status)
-            raise
+        return await recorded(record, self._answer(http, record))
 
-    async def _parse(self, http: Request) -> RequestT:
+    async def _answer(self, http: Request, record: RequestRecord) -> Response:
         settings: GatewaySettings = http.app.state.settings
-        try:
-            body = await http.body()
-        except ClientDisconnect:
-            raise _ClientGoneError from None
-        if len(body) < _LARGE_BODY_BYTES:
-            return self.request_type.parse(body, max_choices=settings.max_choices)
-        return await asyncio.to_thread(self.request_type.parse, body, max_choices=settings.max_choices)
+        request = await parsed(http, partial(self.request_type.parse, max_choices=settings.max_choices))
+        reply = await self._start(http, request, record)
+        return await self._respond(http, request, reply, record)
 
     async def _start(self, http: Request, request: RequestT, record: RequestRecord) -> ReplyInProgress:
         dispatcher: Dispatcher = http.app.state.dispatcher
@@ -176,7 +156,7 @@ class Endpoint(ABC, Generic[RequestT]):
             raise
 
     async def _whole(self, http: Request, reply: ReplyInProgress, record: RequestRecord) -> Response:
-        whole = await _unless_gone(http, reply.whole())
+        whole = await unless_gone(http, reply.whole())
         reply.stream.close()
         self._note_overhead(http, reply)
         record.done(200, reply.finish_reason)
@@ -185,7 +165,7 @@ class Endpoint(ABC, Generic[RequestT]):
     async def _stream(self, http: Request, reply: ReplyInProgress, record: RequestRecord) -> Response:
         settings: GatewaySettings = http.app.state.settings
         # An error that comes early still gets its own HTTP status.
-        await _unless_gone(http, _at_most(settings.first_output_grace_s, reply.stream.started()))
+        await unless_gone(http, _at_most(settings.first_output_grace_s, reply.stream.started()))
         self._note_overhead(http, reply)
 
         def on_end(error: ApiError | None) -> None:
@@ -228,30 +208,6 @@ class GenerationEndpoint(Endpoint[GenerationRequestT]):
 
     async def work(self, http: Request, request: GenerationRequestT, model: ModelView) -> Plan:
         return self.plan(request, model)
-
-
-class _ClientGoneError(Exception):
-    """The client hung up before it got an answer."""
-
-
-async def _unless_gone(http: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, or `_ClientGoneError` as soon as the client hangs up."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_hung_up(http))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise _ClientGoneError
-    finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _hung_up(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _at_most(timeout_s: float, work: Awaitable[None]) -> None:

@@ -318,7 +318,8 @@ def from_fault(fault: Fault, *, prompt_param: str) -> ApiError:
         case FaultKind.CONTEXT_LENGTH_EXCEEDED:
             return ContextLengthExceededError(fault.message, param=prompt_param)
         case FaultKind.INVALID_REQUEST:
-            return InvalidRequestError(fault.message, param=fault.param, code="invalid_value")
+            param = prompt_param if fault.param == "prompt" else fault.param
+            return InvalidRequestError(fault.message, param=param, code="invalid_value")
         case FaultKind.WORKER_LOST:
             return WorkerLostError()
         case _:

@@ -177,11 +177,17 @@ class ModelLane:
             ticket, _ = self._queue.popitem(last=False)
             if ticket.base.prompt is not prompt:
                 prompt = ticket.base.prompt
-                fingerprint = self._router.fingerprint(prompt, ticket.submission.session)
+                fingerprint = self._fingerprint(ticket)
             route = ticket.route = self._router.route(_demand(ticket, fingerprint), candidates)
             batches.setdefault(route.replica_id, []).append(ticket)
             self._on_routed(route.reason)
         yield from ((links[replica_id], tickets) for replica_id, tickets in batches.items())
+
+    def _fingerprint(self, ticket: Ticket) -> Fingerprint:
+        """What leaves no KV behind is not remembered."""
+        if not ticket.generates:
+            return Fingerprint()
+        return self._router.fingerprint(ticket.base.prompt, ticket.submission.session)
 
 
 def _candidate(link: WorkerLink, room: int) -> Candidate:

@@ -13,7 +13,7 @@ import msgspec
 from gateway.output_stream import OutputStream
 from gateway.routing import Route
 from gateway.token_estimates import EXPECTED_TOKENS, prompt_tokens, tokens_left
-from model_registry.contract import GenerationRequest, Prompt, SamplingParams
+from model_registry.contract import GENERATE, Generate, GenerationRequest, Prompt, SamplingParams, Task
 
 
 class TicketState(StrEnum):
@@ -24,7 +24,7 @@ class TicketState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What a client wants generated: of each prompt, one sequence for each of `sampling`."""
+    """What a client wants generated: of each prompt, one sequence for each of `sampling`; or what else, of each."""
 
     model_id: str
     prompts: tuple[Prompt, ...]
@@ -35,6 +35,7 @@ class Submission:
     """What its client and the logs know it by."""
     received_at: float
     """When its HTTP request came in, by `time.monotonic`."""
+    task: Task = GENERATE
     session: str | None = field(default=None, repr=False)
     """What its client calls the session it belongs to."""
 
@@ -77,6 +78,11 @@ class Ticket:
     @property
     def is_first_of_prompt(self) -> bool:
         return self.index % len(self.submission.sampling) == 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether its outputs are generated text."""
+        return isinstance(self.base.task, Generate)
 
     @property
     def has_output(self) -> bool:

@@ -70,10 +70,14 @@ class TextSegment(msgspec.Struct, frozen=True):
     trusted: bool
 
 
-class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
+class TextPrompt(msgspec.Struct, frozen=True, tag="text", omit_defaults=True):
     """A prompt already in its final form; segments are concatenated."""
 
     segments: tuple[TextSegment, ...]
+    has_opening: bool = True
+    """It begins with what the model puts before any text, such as a BOS token."""
+    has_closing: bool = False
+    """It ends with what the model puts after a whole text, such as a separator."""
 
     @property
     def text(self) -> str:
@@ -124,6 +128,8 @@ class ChatPrompt(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):
     """Further variables of the template, such as `enable_thinking`."""
     continues_final_message: bool = False
     """The answer goes on with the last message, an assistant's, instead of opening one of its own."""
+    opens_answer: bool = True
+    """It ends with what opens the answer. Only a conversation that is not answered may do without."""
 
 
 Prompt = TextPrompt | InfillPrompt | TokenPrompt | ChatPrompt
@@ -185,13 +191,46 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_sequences: tuple[tuple[int, ...], ...] = ()
 
 
-class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. A client's request with n choices is n of these."""
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Go on with the prompt."""
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag="tokenize"):
+    """Tell the prompt's tokens, as a generation would see them. No context is too short for that."""
+
+    names_tokens: bool = False
+    """Tell also how the vocabulary writes each of them."""
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag="detokenize"):
+    """Tell the text of a prompt of token ids, special tokens by their names."""
+
+
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Make one vector of the prompt."""
+
+    dimensions: int | None = None
+    """Its first so many numbers only; None: all."""
+
+
+Task = Generate | Tokenize | Detokenize | Embed
+GENERATE: Final = Generate()
+NOTHING: Final = SamplingParams(max_tokens=0)
+"""The sampling of whatever is no generation."""
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence to generate. A client's request with n choices is n of these.
+
+    Or something else to do with one prompt, with `sampling` that generates nothing: whatever it is, it has one final
+    output.
+    """
 
     request_id: str
     """Made by the gateway, unique for the life of the cluster; never taken from a client."""
     prompt: Prompt
     sampling: SamplingParams
+    task: Task = GENERATE
 
 
 class SubmitBatch(msgspec.Struct, frozen=True, tag="submit"):
@@ -255,6 +294,14 @@ class PromptEcho(msgspec.Struct, frozen=True, kw_only=True):
     """Of each token, where they were asked for; the first one's is 0, since nothing comes before it."""
 
 
+class Tokenized(msgspec.Struct, frozen=True, array_like=True):
+    """What a prompt is made of."""
+
+    token_ids: tuple[int, ...]
+    names: tuple[str, ...] | None = None
+    """Of each, as the vocabulary writes it; when they were asked for."""
+
+
 class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one sequence gained since its last output. Final when it has a finish_reason or a fault."""
 
@@ -266,9 +313,13 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Of each of `token_ids`, when they were asked for."""
     prompt: PromptEcho | None = None
     """With the first output, where it was asked for."""
+    tokenized: Tokenized | None = None
+    """Of a `Tokenize`."""
+    embedding: bytes = b""
+    """Of an `Embed`: its numbers in float32, little-endian."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
-    """Set on the final output."""
+    """Set on the final output of whatever the model computed."""
     timing: SequenceTiming | None = None
     fault: Fault | None = None
 
@@ -284,6 +335,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             token_ids=self.token_ids + later.token_ids,
             logprobs=self.logprobs + later.logprobs,
             prompt=self.prompt or later.prompt,
+            tokenized=later.tokenized,
+            embedding=later.embedding,
             finish_reason=later.finish_reason,
             usage=later.usage,
             timing=later.timing,

@@ -657,11 +657,31 @@ class Generation(Section):
         return self
 
 
+class Embedding(Section):
+    """How `/v1/embeddings` makes one vector of a text, from what a model computes of each token before its head."""
+
+    pooling: Literal["last", "mean", "cls"] | None = Field(
+        None,
+        description=(
+            "Which of the tokens' vectors it is: that of the last, their mean, or that of the first. When absent: as "
+            "the model's own files say, else `last` for models that generate text and `mean` for those that do not."
+        ),
+    )
+    normalize: bool = Field(True, description="Scale vectors to length 1.")
+    dimensions: bool = Field(
+        False,
+        description=(
+            "The model was trained so that vectors can be cut (Matryoshka): requests may ask for fewer `dimensions`."
+        ),
+    )
+
+
 class ModelConfig(Section):
     model_id: ModelId = Field(description="Public name of the model, and its Hugging Face id unless overridden.")
     model_description: str = Field("", description="One paragraph for people; shown by `/v1/models`.")
     initialization: Initialization = Field(description="Where the weights come from and how they are loaded.")
     generation: Generation = Field(Generation(), description="How the model generates.")
+    embedding: Embedding = Field(Embedding(), description="How the model makes embeddings.")
     max_input_words: int | None = Field(None, ge=1, description="Older place of `generation.max_input_words`.")
 
     @field_validator("max_input_words")

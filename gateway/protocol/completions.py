@@ -18,8 +18,8 @@ OnePrompt = str | tuple[int, ...]
 _FORMS = "a string, an array of strings, an array of token ids, or an array of such arrays"
 
 
-def _prompts(value: Any) -> tuple[OnePrompt, ...]:
-    """OpenAI's four forms of `prompt` as one."""
+def several_prompts(value: Any) -> tuple[OnePrompt, ...]:
+    """OpenAI's four forms of `prompt`, and of an embedding's `input`, as one."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list):
@@ -71,7 +71,7 @@ _TOKEN_IDS_SCHEMA: JsonDict = {
     "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX},
     "minItems": 1,
 }
-_PROMPT_SCHEMA: JsonDict = {
+PROMPT_SCHEMA: JsonDict = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}, "minItems": 1},
@@ -84,9 +84,9 @@ _PROMPT_SCHEMA: JsonDict = {
 class CompletionRequest(GenerationFields):
     """Go on with a text, or with several."""
 
-    prompt: Annotated[tuple[OnePrompt, ...], BeforeValidator(_prompts, json_schema_input_type=Any)] = Field(
+    prompt: Annotated[tuple[OnePrompt, ...], BeforeValidator(several_prompts, json_schema_input_type=Any)] = Field(
         description="What to go on with: texts, or token ids. Each prompt gets `n` choices, prompt by prompt.",
-        json_schema_extra=_PROMPT_SCHEMA,
+        json_schema_extra=PROMPT_SCHEMA,
     )
 
     best_of: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(

@@ -76,10 +76,38 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = Field(None, description="Accepted without effect: chunks are never padded.")
 
 
-class SamplingFields(RequestModel):
-    """How to generate, whatever the prompt's form and the reply's."""
+class Body(RequestModel):
+    """A whole request body, about a model."""
 
     model: str = Field(description="Id of a deployed model.")
+
+    without_effect: ClassVar[dict[str, str]] = {}
+    """Further fields that are accepted, and why they change nothing."""
+
+    @classmethod
+    def parse(cls, body: bytes, *, max_choices: int) -> Self:
+        data = parse_json(body)
+        fields = {name: value for name, value in data.items() if name not in cls.without_effect}
+        request = cls.check(fields, max_choices=max_choices)
+        request.check_together()
+        return request
+
+    def check_together(self) -> None:
+        """Rules between fields. Raises `InvalidRequestError`."""
+
+    @classmethod
+    def body_schema(cls) -> dict[str, Any]:
+        """JSON schema of the body, for the OpenAPI document."""
+        whole = cls.model_json_schema()
+        schema: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
+        for name, reason in cls.without_effect.items():
+            schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
+        return schema
+
+
+class SamplingFields(Body):
+    """How to generate, whatever the prompt's form and the reply's."""
+
     temperature: float | None = Field(None, ge=0, le=2, description="Spread of sampling; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample among the likeliest tokens of this probability.")
     top_k: int | None = Field(
@@ -110,17 +138,6 @@ class SamplingFields(RequestModel):
 
     without_effect: ClassVar[dict[str, str]] = NO_EFFECT
 
-    @classmethod
-    def parse(cls, body: bytes, *, max_choices: int) -> Self:
-        data = parse_json(body)
-        fields = {name: value for name, value in data.items() if name not in cls.without_effect}
-        request = cls.check(fields, max_choices=max_choices)
-        request.check_together()
-        return request
-
-    def check_together(self) -> None:
-        """Rules between fields. Raises `InvalidRequestError`."""
-
     @property
     def num_sampled(self) -> int:
         """Sequences made of each prompt."""
@@ -140,15 +157,6 @@ class SamplingFields(RequestModel):
     def session(self) -> str | None:
         """What requests that belong together have in common."""
         return self.prompt_cache_key or self.user
-
-    @classmethod
-    def body_schema(cls) -> dict[str, Any]:
-        """JSON schema of the body, for the OpenAPI document."""
-        whole = cls.model_json_schema()
-        schema: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
-        for name, reason in cls.without_effect.items():
-            schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
-        return schema
 
 
 class GenerationFields(SamplingFields):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
@@ -9,22 +11,25 @@ from gateway.chat_shape import ChatShape
 from gateway.constraints import constraint_of
 from gateway.endpoint import GenerationEndpoint, Plan
 from gateway.prompts import check_num_words, render_chat
-from gateway.protocol.chat import ChatCompletionRequest
+from gateway.protocol.chat import ChatCompletionRequest, Message
 from gateway.sampling import sampling_params
 from model_registry.contract import ChatMessage, ModelView
 
 router = APIRouter()
 
 
+def chat_messages(messages: Iterable[Message]) -> list[ChatMessage]:
+    """The conversation as templates know it."""
+    return [
+        ChatMessage("system" if message.role == "developer" else message.role, message.text) for message in messages
+    ]
+
+
 def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     check_num_words(request.messages[-1].text, model.entry.model, "messages")
-    messages = [
-        ChatMessage("system" if message.role == "developer" else message.role, message.text)
-        for message in request.messages
-    ]
     prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
     return Plan(
-        prompts=(render_chat(messages, prompt_format),),
+        prompts=(render_chat(chat_messages(request.messages), prompt_format),),
         sampling=sampling_params(
             request,
             model.entry,

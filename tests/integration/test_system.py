@@ -6,7 +6,6 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,12 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.completion_choice import Logprobs as TextLogprobs
 
-from gateway.channel import GrpcChannel
 from model_registry.loader import ZOO, load_entry
 from model_registry.schema import RegistryEntry
-from tests.support.live_gateway import LiveGateway
-from tests.support.live_worker import LiveWorker
-from tests.support.scripted_pool import SECRET, pool_view
-from workers.initializers import build_engine, initializer_for
+from tests.support.live_system import System, run_system
 
 NUM_PARAMETER_SETS = 50
 TINY = "tests/tiny"
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """A gateway in front of one worker."""
-
-    gateway: LiveGateway
-    worker: LiveWorker
-    model: str
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.gateway.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-
-def run_system(entry: RegistryEntry) -> Iterator[System]:
-    engine = build_engine(entry, initializer_for(entry).load(entry, lambda line: None))
-    with LiveWorker(engine, SECRET) as worker:
-        view = pool_view(worker.view(entry))
-        with LiveGateway({}, view=view, connect=GrpcChannel) as gateway:
-            yield System(gateway, worker, entry.model_id)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ TORCH_FREE_ENGINE = tuple(
         "slot_kv_cache",
         "loop",
         "echo",
+        "embeddings",
+        "tokenization",
     )
 )
 """The engine's logic: testable in milliseconds, and the same for every runner."""

@@ -61,6 +61,7 @@ _LOADED = "tests/integration/test_transformers_settings.py"
 _COMPILED = "tests/integration/test_torch_compile.py"
 _DEVICE_MAP = "tests/integration/test_device_map.py"
 _DEEPSPEED = "tests/integration/test_deepspeed_settings.py"
+_EMBEDDINGS = "tests/integration/test_embeddings.py"
 _S3 = "tests/integration/test_s3_source.py"
 _GCS = "tests/integration/test_gcs_source.py"
 _S3_TESTS: Final[Mapping[str, str]] = {
@@ -165,6 +166,9 @@ PROVEN_BY: Final[Mapping[str, str]] = {
     "model_config.generation.prompt_format.add_system_tags_even_if_message_is_empty": _PER_ROLE,
     "model_config.generation.prompt_format.strip_whitespace": _PER_ROLE,
     "model_config.generation.stopping_sequences": f"{_SAMPLING}::test_stops_add_up_and_keep_their_kind",
+    "model_config.embedding.pooling": f"{_EMBEDDINGS}::test_vectors_are_the_models_own_hidden_states_pooled",
+    "model_config.embedding.normalize": f"{_EMBEDDINGS}::test_vectors_keep_their_length_where_the_registry_says_so",
+    "model_config.embedding.dimensions": f"{_EMBEDDINGS}::test_fewer_dimensions_are_the_first_ones_at_length_one",
     "scaling_config.num_workers": _MORE_BUNDLES,
     "scaling_config.num_gpus_per_worker": _ONE_BUNDLE,
     "scaling_config.num_cpus_per_worker": _ONE_BUNDLE,

@@ -10,10 +10,13 @@ logprobs are those of a model that is half sure of what it predicts, and finds a
 from __future__ import annotations
 
 import math
+import struct
 import time
+from collections import Counter
 from collections.abc import Sequence as Ids
 
 from model_registry.contract import ChatPrompt, FaultKind, InfillPrompt, Prompt, RequestFaultError, TokenPrompt
+from workers.engine.embeddings import Passage
 from workers.engine.infill import encode_infill
 from workers.engine.runner import Chunk, StepPlan
 from workers.engine.sampler import RawLogprobs, SampledToken
@@ -52,10 +55,10 @@ class ByteTokenizer:
         if isinstance(prompt, InfillPrompt):
             return encode_infill(prompt, None, self.encode_text)
         if isinstance(prompt, ChatPrompt):
-            text = "\n".join(message.content for message in prompt.messages)
+            text, is_open = "\n".join(message.content for message in prompt.messages), prompt.opens_answer
         else:
-            text = "".join(segment.text for segment in prompt.segments)
-        return [*text.encode(), END_OF_PROMPT]
+            text, is_open = "".join(segment.text for segment in prompt.segments), prompt.has_opening
+        return [*text.encode(), END_OF_PROMPT] if is_open else [*text.encode()]
 
     def encode_text(self, text: str) -> list[int]:
         return list(text.encode())
@@ -63,8 +66,15 @@ class ByteTokenizer:
     def decode(self, token_ids: Ids[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < END_OF_PROMPT).decode(errors="replace")
 
+    def detokenize(self, token_ids: Ids[int]) -> str:
+        return b"".join(self.piece(token_id).text for token_id in token_ids).decode(errors="replace")
+
     def piece(self, token_id: int) -> Piece:
         return _SPECIAL_PIECES.get(token_id) or Piece(bytes([token_id]))
+
+    def name(self, token_id: int) -> str:
+        text = self.piece(token_id).text
+        return text.decode() if text.isascii() else f"<0x{token_id:02X}>"
 
 
 class EchoRunner:
@@ -109,6 +119,28 @@ class EchoSampler:
     def logprobs(self, rows: list[int], token_ids: Ids[int], num_logprobs: int) -> list[RawLogprobs]:
         pairs = zip(rows, token_ids, strict=True)
         return [_raw_logprobs(token_id, predicted, num_logprobs) for predicted, token_id in pairs]
+
+
+class EchoEmbedder:
+    """Tells how often each token is in a prompt."""
+
+    num_dimensions = VOCAB_SIZE
+
+    def __init__(self, *, normalizes: bool, can_be_cut: bool, step_time_s: float = 0.0) -> None:
+        self.can_be_cut = can_be_cut
+        self._normalizes = normalizes
+        self._step_time_s = step_time_s
+
+    def embed(self, passages: Ids[Passage]) -> list[bytes]:
+        if self._step_time_s:
+            time.sleep(self._step_time_s)
+        return [self._vector(passage) for passage in passages]
+
+    def _vector(self, passage: Passage) -> bytes:
+        counts = Counter(passage.token_ids)
+        numbers = [float(counts[token_id]) for token_id in range(passage.num_dimensions)]
+        length = math.hypot(*numbers) if self._normalizes else 1.0
+        return struct.pack(f"<{len(numbers)}f", *(number / (length or 1.0) for number in numbers))
 
 
 def _sampled(predicted: int, sequence: Sequence) -> SampledToken | RequestFaultError:

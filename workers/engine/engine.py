@@ -17,6 +17,8 @@ import msgspec
 
 from model_registry.contract import (
     Candidate,
+    Detokenize,
+    Embed,
     Fault,
     FaultKind,
     FinishReason,
@@ -26,10 +28,12 @@ from model_registry.contract import (
     SamplingParams,
     SequenceOutput,
     TextPrompt,
+    Tokenize,
     TokenLogprobs,
     WorkerStatus,
 )
 from workers.engine.constraint import ConstraintCompiler
+from workers.engine.embeddings import Embedder, EmbeddingQueue, Passage, PreparedEmbedding
 from workers.engine.kv_cache import KVCache
 from workers.engine.raw_logprobs import RawLogprobs
 from workers.engine.runner import KVOperation, LogitsRows, ModelRunner, StepPlan
@@ -37,6 +41,7 @@ from workers.engine.sampler import SampledToken, Sampler
 from workers.engine.scheduler import Scheduled, Scheduler
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
+from workers.engine.tokenization import detokenized, tokenized
 from workers.engine.tokenizer import Tokenizer
 from workers.errors import DeviceLostError, LoadError, first_line
 
@@ -81,6 +86,7 @@ class Engine:
         tokenizer: Tokenizer,
         constraints: ConstraintCompiler,
         sizes: EngineSizes,
+        embedder: Embedder | None = None,
     ) -> None:
         """The runner's KV memory, and the books of it, are this engine's alone."""
         self._runner = runner
@@ -93,6 +99,7 @@ class Engine:
         """What new requests are held to: less than the limit while a smaller one is awaited."""
         self._scheduler = Scheduler(_kv_cache_of(sizes), **_step_limits(sizes.limits))
         self._sequences: dict[str, Sequence] = {}
+        self._embeddings = EmbeddingQueue(embedder)
         self._num_steps = 0
         self._step_batch_size = 0
         self._prompt_tokens_total = 0
@@ -141,7 +148,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._sequences or self._embeddings)
 
     def prepare(self, request: GenerationRequest) -> Sequence:
         """Tokenize and check a request. Safe on any thread: touches no engine state. Raises `RequestFaultError`."""
@@ -161,41 +168,70 @@ class Engine:
             constraint=None if constraint is None else self._constraints.compile(constraint),
         )
 
+    def answer(self, request: GenerationRequest, task: Tokenize | Detokenize) -> SequenceOutput:
+        """Do what takes the tokenizer only. Safe on any thread. Raises `RequestFaultError`."""
+        if isinstance(task, Tokenize):
+            return tokenized(request, task, self._tokenizer)
+        return detokenized(request, self._tokenizer)
+
+    def prepare_embedding(self, request: GenerationRequest, task: Embed) -> PreparedEmbedding:
+        """As `prepare`, of a request that generates nothing, and so needs room for its prompt only."""
+        num_dimensions = self._embeddings.wanted_dimensions(task.dimensions)
+        token_ids = self._tokenizer.encode_prompt(request.prompt)
+        if not token_ids:
+            raise RequestFaultError(FaultKind.INVALID_REQUEST, "The input has no tokens.", "prompt")
+        self._check_num_input_tokens(len(token_ids))
+        if len(token_ids) > self._max_model_len:
+            raise RequestFaultError(
+                FaultKind.CONTEXT_LENGTH_EXCEEDED,
+                f"This model's maximum context length is {self._max_model_len} tokens. However, your input has "
+                f"{len(token_ids)} tokens. Please reduce its length.",
+                "prompt",
+            )
+        return PreparedEmbedding(request, Passage(token_ids, num_dimensions))
+
+    def submit_embedding(self, prepared: PreparedEmbedding) -> None:
+        """Queue a prepared request for an embedding. Raises `RequestFaultError` when its id is in use."""
+        self._check_id(prepared.request_id)
+        self._embeddings.add(prepared)
+
     def submit(self, sequence: Sequence) -> None:
         """Queue a prepared sequence. Raises `RequestFaultError` when its id is in use, or it no longer fits."""
-        if sequence.request_id in self._sequences:
-            raise RequestFaultError(FaultKind.INVALID_REQUEST, "A request with this id is already running.")
+        self._check_id(sequence.request_id)
         # It was prepared on a thread of its own; the limits may have changed since.
         sequence.max_tokens = self._max_tokens(sequence.request.sampling, sequence.num_prompt_tokens)
         self._sequences[sequence.request_id] = sequence
         self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
-        """Forget a sequence; unknown ids are fine. Nothing more is emitted for it."""
+        """Forget a request; unknown ids are fine. Nothing more is emitted for it."""
+        self._embeddings.remove(request_id)
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self._scheduler.remove(sequence)
 
     def step(self) -> list[SequenceOutput]:
-        """Run every scheduled sequence once; returns what each of them gained."""
+        """Run every scheduled sequence once, and one batch of embeddings; returns what each of them gained."""
+        embedded = self._embeddings.run_batch(self._sizes.limits.max_batch_tokens)
         scheduled = self._scheduler.schedule()
         if not scheduled:
-            return []
+            self._num_steps += bool(embedded)
+            return embedded
         sampled = self._run(scheduled, self._scheduler.take_kv_operations())
         self._num_steps += 1
         self._step_batch_size = len(scheduled)
         outputs = [self._emit(part, token) for part, token in zip(scheduled, sampled, strict=True)]
-        return [output for output in outputs if output is not None]
+        return embedded + [output for output in outputs if output is not None]
 
     def status(self) -> WorkerStatus:
         return WorkerStatus(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + len(self._embeddings),
             num_steps=self._num_steps,
             step_batch_size=self._step_batch_size,
             kv_cache_usage=self._scheduler.kv_cache_usage,
             num_preemptions=self._scheduler.num_preemptions,
-            prompt_tokens_total=self._prompt_tokens_total,
+            prompt_tokens_total=self._prompt_tokens_total + self._embeddings.num_tokens_done,
             cached_tokens_total=self._cached_tokens_total,
             generated_tokens_total=self._generated_tokens_total,
         )
@@ -348,6 +384,10 @@ class Engine:
                 "prompt",
             )
         return min(wished, room)
+
+    def _check_id(self, request_id: str) -> None:
+        if request_id in self._sequences or request_id in self._embeddings:
+            raise RequestFaultError(FaultKind.INVALID_REQUEST, "A request with this id is already running.")
 
     def _check_num_input_tokens(self, num_prompt_tokens: int) -> None:
         limit = self._max_input_tokens

@@ -13,14 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from model_registry.contract import (
+    Embed,
     Fault,
     FaultKind,
     Frame,
+    Generate,
     GenerationRequest,
     RequestFaultError,
     SequenceOutput,
     WorkerStatus,
 )
+from workers.engine.embeddings import PreparedEmbedding
 from workers.engine.engine import NO_FAULT_DETAILS, Engine, EngineLimits, EngineSizes
 from workers.engine.sequence import Sequence
 from workers.errors import LoadError
@@ -28,6 +31,9 @@ from workers.errors import LoadError
 logger = logging.getLogger(__name__)
 
 NUM_TOKENIZER_THREADS = 2
+
+Prepared = Sequence | PreparedEmbedding | SequenceOutput
+"""A request as the engine thread takes it over: with work left, or with its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,21 @@ class _Resizing:
 class _Inbox:
     """What arrived since the engine thread last looked, in order of arrival."""
 
-    sequences: list[Sequence] = field(default_factory=list)
+    prepared: list[Sequence | PreparedEmbedding] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     outputs: list[SequenceOutput] = field(default_factory=list)
-    """Faults of requests that never became sequences."""
+    """Of requests that never became sequences: faults, and what the tokenizer alone answers."""
     resizing: _Resizing | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.sequences or self.aborted or self.outputs or self.resizing)
+        return bool(self.prepared or self.aborted or self.outputs or self.resizing)
+
+    def add(self, prepared: Prepared) -> None:
+        """What became of a request on a tokenizer thread."""
+        if isinstance(prepared, SequenceOutput):
+            self.outputs.append(prepared)
+        else:
+            self.prepared.append(prepared)
 
 
 class EngineLoop:
@@ -123,9 +136,9 @@ class EngineLoop:
         return self._status
 
     def _prepare(self, request: GenerationRequest) -> None:
-        """On a tokenizer thread: a request becomes a sequence or a fault."""
+        """On a tokenizer thread: a request becomes a sequence, its answer, or a fault."""
         try:
-            prepared: Sequence | SequenceOutput = self._engine.prepare(request)
+            prepared = self._prepared(request)
         except RequestFaultError as error:
             prepared = SequenceOutput(request_id=request.request_id, fault=error.fault)
         except Exception:
@@ -136,11 +149,17 @@ class EngineLoop:
             if request.request_id not in self._preparing:
                 return  # aborted meanwhile
             self._preparing.remove(request.request_id)
-            if isinstance(prepared, Sequence):
-                self._inbox.sequences.append(prepared)
-            else:
-                self._inbox.outputs.append(prepared)
+            self._inbox.add(prepared)
             self._changed.notify()
+
+    def _prepared(self, request: GenerationRequest) -> Prepared:
+        match request.task:
+            case Generate():
+                return self._engine.prepare(request)
+            case Embed() as task:
+                return self._engine.prepare_embedding(request, task)
+            case task:
+                return self._engine.answer(request, task)
 
     def _main(self) -> None:
         try:
@@ -171,14 +190,20 @@ class EngineLoop:
         outputs = inbox.outputs
         if inbox.resizing is not None:
             self._plan(inbox.resizing)
-        for sequence in inbox.sequences:
+        for prepared in inbox.prepared:
             try:
-                self._engine.submit(sequence)
+                self._submit(prepared)
             except RequestFaultError as error:
-                outputs.append(SequenceOutput(request_id=sequence.request_id, fault=error.fault))
+                outputs.append(SequenceOutput(request_id=prepared.request_id, fault=error.fault))
         for request_id in inbox.aborted:
             self._engine.abort(request_id)
         return outputs
+
+    def _submit(self, prepared: Sequence | PreparedEmbedding) -> None:
+        if isinstance(prepared, Sequence):
+            self._engine.submit(prepared)
+        else:
+            self._engine.submit_embedding(prepared)
 
     def _plan(self, resizing: _Resizing) -> None:
         """Find the sizes, and hold whatever comes from now on to them; an earlier plan is given up."""

@@ -39,8 +39,14 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out; an incomplete UTF-8 sequence shows as U+FFFD."""
 
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of any ids, special tokens by their names: what a client would have to send to get the ids again."""
+
     def piece(self, token_id: int) -> Piece:
         """What a token of the vocabulary stands for, wherever in a text it is."""
+
+    def name(self, token_id: int) -> str:
+        """A token as the vocabulary writes it."""
 
 
 def unnamed_piece(token_id: int) -> Piece:

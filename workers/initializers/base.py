@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model_registry.schema import Generation, RegistryEntry
+from workers.engine.embeddings import Embedder
 from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
@@ -34,6 +35,8 @@ class LoadedModel:
     """For one engine at a time."""
     max_logits_rows: int | None = None
     """Of one step; None: one for each of its tokens."""
+    embedder: Embedder | None = None
+    """Makes embeddings with the same weights; None where that cannot be done."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
     with_sizes: Callable[[Generation], LoadedModel] | None = None
@@ -53,7 +56,8 @@ class Initializer(Protocol):
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
     constraints = GrammarCompiler(loaded.tokenizer)
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, constraints, engine_sizes(entry, loaded))
+    sizes = engine_sizes(entry, loaded)
+    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, constraints, sizes, loaded.embedder)
 
 
 def resized(loaded: LoadedModel, generation: Generation) -> LoadedModel:

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from model_registry.schema import DeepSpeed, DeviceMap, Generation, RegistryEntry, SingleDevice, TorchCompile
+from model_registry.schema import DeepSpeed, DeviceMap, Embedding, Generation, RegistryEntry, SingleDevice, TorchCompile
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import DeviceLostError, LoadError, UnsupportedModelError, first_line
 from workers.initializers.base import LoadedModel, Progress
 from workers.runners.attention import LayerShape
 from workers.runners.compiled import CompiledForward, keep_graphs_in
+from workers.runners.embedding import DecoderEmbedder
+from workers.runners.pooling import Pooling, VectorShape, own_pooling
 from workers.runners.sampling import TorchSampler
 from workers.runners.tokenizer import HuggingFaceTokenizer
 from workers.runners.transformers import (
@@ -164,6 +167,13 @@ def build_loaded_model(
         )
 
     return sized(max_model_len, num_kv_blocks)
+
+
+def with_embedder(loaded: LoadedModel, model: Any, folder: Path, embedding: Embedding) -> LoadedModel:
+    """The loaded model, making embeddings too. Not for one that is sharded: all ranks would have to run them."""
+    shape = VectorShape.of(embedding, own_pooling(folder, Pooling.LAST))
+    device = model.get_input_embeddings().weight.device
+    return replace(loaded, embedder=DecoderEmbedder(model, device, shape))
 
 
 def _new_kv_cache(runner: TransformersRunner, max_model_len: int, num_kv_blocks: int) -> PagedKVCache:

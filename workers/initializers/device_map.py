@@ -12,7 +12,13 @@ from typing import Any
 
 from model_registry.schema import DeviceMap, RegistryEntry
 from workers.initializers.base import LoadedModel, Progress
-from workers.initializers.causal_lm import build_loaded_model, load_tokenizer, load_weights, prepare_process
+from workers.initializers.causal_lm import (
+    build_loaded_model,
+    load_tokenizer,
+    load_weights,
+    prepare_process,
+    with_embedder,
+)
 from workers.sources import default_cache_dir, fetch_model
 
 
@@ -30,7 +36,8 @@ class DeviceMapInitializer:
         model = load_weights(folder, settings, **_placement(settings, cache_dir / "offload" / folder.name))
         progress(f"layers placed: {_placed(model)}")
         tokenizer = load_tokenizer(folder, model, settings)
-        return build_loaded_model(model, tokenizer, settings, entry.model.generation, progress)
+        loaded = build_loaded_model(model, tokenizer, settings, entry.model.generation, progress)
+        return with_embedder(loaded, model, folder, entry.model.embedding)
 
 
 def _placement(settings: DeviceMap, offload_folder: Path) -> dict[str, Any]:

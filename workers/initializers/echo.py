@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 
 from model_registry.schema import Echo, Generation, RegistryEntry
-from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
+from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoEmbedder, EchoRunner, EchoSampler
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import LoadError
 from workers.initializers.base import LoadedModel, Progress
@@ -25,7 +26,11 @@ class EchoInitializer:
         if settings.load_time_s:
             progress(f"pretending to load for {settings.load_time_s:g} s")
             time.sleep(settings.load_time_s)
-        return _sized(EchoRunner(0, settings.step_time_s), entry.model.generation)
+        embedding = entry.model.embedding
+        embedder = EchoEmbedder(
+            normalizes=embedding.normalize, can_be_cut=embedding.dimensions, step_time_s=settings.step_time_s
+        )
+        return replace(_sized(EchoRunner(0, settings.step_time_s), entry.model.generation), embedder=embedder)
 
 
 def _sized(runner: EchoRunner, generation: Generation) -> LoadedModel:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from model_registry.schema import RegistryEntry, SingleDevice
 from workers.initializers.base import LoadedModel, Progress
-from workers.initializers.causal_lm import build_loaded_model, load_tokenizer, load_weights, prepare_process
+from workers.initializers.causal_lm import (
+    build_loaded_model,
+    load_tokenizer,
+    load_weights,
+    prepare_process,
+    with_embedder,
+)
 from workers.runners.packed_linear import pack_linears
 from workers.sources import default_cache_dir, fetch_model
 
@@ -21,6 +27,7 @@ class SingleDeviceInitializer:
         progress("loading weights")
         model = load_weights(folder, settings).to(device)
         tokenizer = load_tokenizer(folder, model, settings)
-        return build_loaded_model(
+        loaded = build_loaded_model(
             model, tokenizer, settings, entry.model.generation, progress, prepare=lambda: pack_linears(model)
         )
+        return with_embedder(loaded, model, folder, entry.model.embedding)

@@ -104,6 +104,16 @@ class PagedStep:
     max_model_len: int
 
 
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """Whole prompts side by side that are not gone on with: no KV cache is read or written."""
+
+    rows: Sequence[slice]
+    """Of each prompt in the packed step."""
+    max_model_len: int
+    """Tokens of the longest."""
+
+
 def paged_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -111,7 +121,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    step: PagedStep,
+    step: PagedStep | PackedStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **arguments: Any,
@@ -123,15 +133,23 @@ def paged_attention(
 
 
 def attend(
-    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, step: PagedStep, scaling: float
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    step: PagedStep | PackedStep,
+    scaling: float,
 ) -> torch.Tensor:
     """Write a layer's new keys and values, `[1, H_kv, T, D]` each, and attend with query `[1, H, T, D]`.
 
-    Returns `[1, T, H, D]`.
+    Returns `[1, T, H, D]`. A packed step has nothing to write to.
     """
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if isinstance(step, PackedStep):
+        return torch.cat([_causal(query[rows], key[rows], value[rows], scaling) for rows in step.rows])[None]
     cache = step.layers[layer]
     indices = step.indices[cache.layout]
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     for blocks, new in ((cache.keys, key), (cache.values, value)):
         if len(indices.fresh_blocks):
             blocks.index_fill_(0, indices.fresh_blocks, 0)
@@ -202,27 +220,29 @@ def _prefill(
     scaling: float,
 ) -> torch.Tensor:
     """Consecutive queries of one sequence, `[num_rows, H, D]`."""
+    if span.head_blocks is None or span.mask is None:
+        return _causal(query, key, value, scaling)
+    block_size = cache.keys.shape[2]
+    num_slots = len(span.head_blocks) // cache.keys.shape[1] * block_size
+    key, value = (
+        _gather(blocks, span.head_blocks, num_slots)[:, : span.mask.shape[1]].transpose(0, 1)
+        for blocks in (cache.keys, cache.values)
+    )
+    return _causal(query, key, value, scaling, span.mask)
+
+
+def _causal(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Queries `[num_rows, H, D]` over keys and values `[num_keys, H_kv, D]`; without a mask, over those up to each."""
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    if span.head_blocks is not None and span.mask is not None:
-        block_size = cache.keys.shape[2]
-        num_slots = len(span.head_blocks) // cache.keys.shape[1] * block_size
-        key, value = (
-            _gather(blocks, span.head_blocks, num_slots)[None, :, : span.mask.shape[1]]
-            for blocks in (cache.keys, cache.values)
-        )
     output = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=span.mask,
-        is_causal=span.mask is None,
-        scale=scaling,
-        enable_gqa=True,
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
     return output[0].transpose(0, 1)
 
 
-def _refuse(step: PagedStep, sliding_window: int | None, arguments: dict[str, Any]) -> None:
+def _refuse(step: PagedStep | PackedStep, sliding_window: int | None, arguments: dict[str, Any]) -> None:
     if sliding_window is not None and sliding_window < step.max_model_len:
         raise UnsupportedModelError(
             f"sliding-window attention ({sliding_window} tokens) is not supported; "

@@ -38,7 +38,8 @@ class ChatTemplate:
             (text,), _ = render_jinja_template(
                 conversations=[messages],
                 chat_template=self._template,
-                add_generation_prompt=True,
+                add_generation_prompt=prompt.opens_answer,
+                continue_final_message=prompt.continues_final_message,
                 **self._variables,
             )
         except (TemplateError, TypeError, ValueError) as error:

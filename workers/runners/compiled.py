@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,16 @@ MAX_GRAPHS: Final = 64
 _present = threading.local()
 
 
+@contextmanager
+def present_step(step: attention.PagedStep | attention.PackedStep, num_rows: int) -> Iterator[None]:
+    """Inside, this is the step that `compiled_attention` attends in; the rest of its rows is padding."""
+    _present.step, _present.num_rows = step, num_rows
+    try:
+        yield
+    finally:
+        del _present.step
+
+
 _library: Final = torch.library.Library("aviary", "FRAGMENT")
 _library.define(
     "paged_attention(Tensor query, Tensor key, Tensor value, int layer, float scaling) -> Tensor",
@@ -44,7 +55,7 @@ def _paged_attention(
 
     Reads and writes the KV cache behind the graph's back, hence never inside a CUDA graph; nothing else touches it.
     """
-    step: attention.PagedStep = _present.step
+    step: attention.PagedStep | attention.PackedStep = _present.step
     num_rows: int = _present.num_rows
     rows = attention.attend(
         layer, query[:, :, :num_rows], key[:, :, :num_rows], value[:, :, :num_rows], step=step, scaling=scaling
@@ -111,16 +122,13 @@ class CompiledForward:
         size = next((size for size in self._sizes if size >= num_rows), num_rows)
         # Always as many logits rows for a size, so that their number makes no further graph.
         num_last = min(size, self._max_batch_size) if self._sizes else self._max_batch_size
-        _present.step, _present.num_rows = step, num_rows
-        try:
+        with present_step(step, num_rows):
             output = self._forward(
                 input_ids=self._padded(token_ids, size)[None],
                 position_ids=self._padded(positions, size)[None],
                 use_cache=False,
                 logits_to_keep=self._padded(last_rows, num_last),
             )
-        finally:
-            del _present.step
         logits: torch.Tensor = output.logits[0, : len(last_rows)]
         return logits
 

@@ -44,8 +44,10 @@ class LlamaCppTokenizer:
         if isinstance(prompt, InfillPrompt):
             return self._with_opening(encode_infill(prompt, self._infill_tokens, self.encode_text))
         escape = Escape(self._special)
-        text = escape.join(prompt) if isinstance(prompt, TextPrompt) else self._template.render(prompt, escape)
-        return self._with_opening(self._encode(text, escape))
+        if isinstance(prompt, TextPrompt):
+            token_ids = self._encode(escape.join(prompt), escape)
+            return self._with_opening(token_ids) if prompt.has_opening else token_ids
+        return self._with_opening(self._encode(self._template.render(prompt, escape), escape))
 
     def encode_text(self, text: str) -> list[int]:
         return self._tokenize(text, parse_special=False)
@@ -53,11 +55,23 @@ class LlamaCppTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return b"".join([self._pieces[token_id] for token_id in token_ids]).decode(errors="replace")
 
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        ids = (llama_cpp.llama_token * len(token_ids))(*token_ids)
+        room = sum(len(self.piece(token_id).text) for token_id in token_ids) + 1
+        buffer = ctypes.create_string_buffer(room)
+        size = llama_cpp.llama_detokenize(self._model.vocab, ids, len(ids), buffer, room, False, True)
+        if size < 0:
+            raise RuntimeError(f"llama.cpp made {-size} bytes of tokens that have {room}")
+        return buffer.raw[:size].decode(errors="replace")
+
     def piece(self, token_id: int) -> Piece:
         if self._pieces[token_id]:
             return Piece(self._pieces[token_id])
         name = _text_of(self._model, token_id)
         return Piece(name.encode(), is_special=True) if name else unnamed_piece(token_id)
+
+    def name(self, token_id: int) -> str:
+        return _text_of(self._model, token_id)
 
     def _encode(self, text: str, escape: Escape) -> list[int]:
         if not escape.hidden:

@@ -70,6 +70,11 @@ def test_every_fault_of_a_worker_has_its_error(
     assert (error.status, error.code, error.param) == (status, code, param)
 
 
+def test_a_fault_of_the_prompt_names_the_field_that_held_it() -> None:
+    fault = Fault(kind=FaultKind.INVALID_REQUEST, message="m", param="prompt")
+    assert from_fault(fault, prompt_param="tokens").param == "tokens"
+
+
 def test_details_of_an_engine_fault_stay_inside() -> None:
     error = from_fault(Fault(kind=FaultKind.ENGINE_FAULT, message="segfault at 0x7f"), prompt_param="prompt")
     assert "0x7f" not in error.message

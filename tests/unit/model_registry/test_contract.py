@@ -17,10 +17,13 @@ from model_registry.contract import (
     ChatMessage,
     ChatPrompt,
     Command,
+    Detokenize,
+    Embed,
     Fault,
     FaultKind,
     FinishReason,
     Frame,
+    Generate,
     GenerationRequest,
     InfillPrompt,
     ModelView,
@@ -34,6 +37,8 @@ from model_registry.contract import (
     SubmitBatch,
     TextPrompt,
     TextSegment,
+    Tokenize,
+    Tokenized,
     TokenLogprobs,
     TokenPrompt,
     Usage,
@@ -70,13 +75,22 @@ SAMPLING = st.builds(
     stop_token_sequences=several(TOKENS),
 )
 PROMPTS = st.one_of(
-    st.builds(TextPrompt, several(st.builds(TextSegment, TEXT, st.booleans()))),
+    st.builds(
+        TextPrompt,
+        several(st.builds(TextSegment, TEXT, st.booleans())),
+        has_opening=st.booleans(),
+        has_closing=st.booleans(),
+    ),
     st.builds(InfillPrompt, TEXT, TEXT),
     st.builds(TokenPrompt, TOKENS),
-    st.builds(ChatPrompt, several(st.builds(ChatMessage, TEXT, TEXT))),
+    st.builds(ChatPrompt, several(st.builds(ChatMessage, TEXT, TEXT)), opens_answer=st.booleans()),
 )
+TASKS = st.one_of(
+    st.builds(Generate), st.builds(Tokenize, st.booleans()), st.builds(Detokenize), st.builds(Embed, st.none() | COUNT)
+)
+REQUESTS = st.builds(GenerationRequest, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING, task=TASKS)
 COMMANDS = st.one_of(
-    st.builds(SubmitBatch, several(st.builds(GenerationRequest, request_id=TEXT, prompt=PROMPTS, sampling=SAMPLING))),
+    st.builds(SubmitBatch, several(REQUESTS)),
     st.builds(AbortBatch, several(TEXT)),
 )
 USAGES = st.builds(Usage, prompt_tokens=COUNT, completion_tokens=COUNT, cached_tokens=COUNT)
@@ -93,6 +107,8 @@ FINAL = st.builds(
     text=TEXT,
     token_ids=TOKENS,
     logprobs=LOGPROBS,
+    tokenized=st.none() | st.builds(Tokenized, TOKENS, st.none() | several(TEXT)),
+    embedding=st.binary(max_size=8),
     finish_reason=st.none() | st.sampled_from(FinishReason),
     usage=st.none() | USAGES,
     timing=st.none() | TIMINGS,
@@ -159,7 +175,9 @@ def test_two_outputs_as_one_are_their_concatenation_with_the_later_ones_end(
     assert both.token_ids == earlier.token_ids + later.token_ids
     assert both.logprobs == earlier.logprobs + later.logprobs
     assert both.is_final == later.is_final
-    assert (both.finish_reason, both.usage, both.timing, both.fault) == (
+    assert (both.tokenized, both.embedding, both.finish_reason, both.usage, both.timing, both.fault) == (
+        later.tokenized,
+        later.embedding,
         later.finish_reason,
         later.usage,
         later.timing,

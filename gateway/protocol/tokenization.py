@@ -1,0 +1,81 @@
+"""The bodies of POST /v1/tokenize and /v1/detokenize, and their replies: vLLM's, field by field."""
+
+from __future__ import annotations
+
+import msgspec
+from pydantic import Field
+
+from gateway.errors import InvalidRequestError, MissingParameterError
+from gateway.protocol.chat import Message
+from gateway.protocol.fields import Body, TokenId
+from gateway.protocol.validation import only_neutral
+
+_OF_PROMPTS = ("add_special_tokens",)
+_OF_MESSAGES = ("add_generation_prompt", "continue_final_message")
+
+
+class TokenizeRequest(Body):
+    """What a text, or a conversation, is to the model."""
+
+    prompt: str | None = Field(None, description="A text, as /v1/completions takes it. Either this or `messages`.")
+    messages: list[Message] | None = Field(
+        None, min_length=1, description="A conversation, as /v1/chat/completions takes it."
+    )
+    return_token_strs: bool | None = Field(None, description="Tell also how the vocabulary writes each token.")
+    add_special_tokens: bool | None = Field(
+        None,
+        description="Only with `prompt`: whether it begins as the model's texts do (BOS). The default.",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="Only with `messages`: whether they end with what opens the answer. The default."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Only with `messages`: leave the last one open, instead of opening an answer."
+    )
+    use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
+
+    chat_template: only_neutral() = None  # type: ignore[valid-type]
+    chat_template_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
+    mm_processor_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
+    tools: only_neutral([]) = None  # type: ignore[valid-type]
+
+    def check_together(self) -> None:
+        if self.prompt is None and self.messages is None:
+            raise MissingParameterError("prompt")
+        if self.prompt is not None and self.messages is not None:
+            raise _contradiction("messages", "'prompt' is given too. Send one of them")
+        of_others, other = (_OF_PROMPTS, "prompt") if self.prompt is None else (_OF_MESSAGES, "messages")
+        for name in of_others:
+            if getattr(self, name) is not None:
+                raise _contradiction(name, f"it is only allowed with '{other}'")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise _contradiction("continue_final_message", "it contradicts 'add_generation_prompt'. Give one of them")
+
+    @property
+    def has_opening(self) -> bool:
+        return self.add_special_tokens is not False
+
+    @property
+    def opens_answer(self) -> bool:
+        return self.add_generation_prompt is not False and not self.continue_final_message
+
+
+class DetokenizeRequest(Body):
+    """What token ids are as text."""
+
+    tokens: list[TokenId] = Field(description="Token ids; special ones become their names.")
+
+
+class TokenizeReply(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    max_model_len: int | None
+    tokens: tuple[int, ...]
+    token_strs: tuple[str, ...] | None
+
+
+class DetokenizeReply(msgspec.Struct, frozen=True, kw_only=True):
+    prompt: str
+
+
+def _contradiction(param: str, reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")

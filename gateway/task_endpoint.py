@@ -1,0 +1,94 @@
+"""One HTTP request for something else than a generation, from its body to its response.
+
+It takes the way of a generation, queue, channel and retries included, and ends with one output for each prompt. The
+routes say what their endpoint asks of a worker, and what the outputs make. Knows starlette, not the workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.client import parsed, recorded, unless_gone
+from gateway.dispatch import Dispatcher
+from gateway.metrics import Metrics, RequestRecord
+from gateway.output_stream import OutputStream
+from gateway.protocol.fields import Body
+from gateway.protocol.responses import encode
+from gateway.settings import GatewaySettings
+from gateway.ticket import Submission
+from model_registry.contract import NOTHING, ModelView, Prompt, SequenceOutput, Task
+
+RequestT = TypeVar("RequestT", bound=Body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """What one request comes to: what to do with which prompts, and how to say it."""
+
+    prompts: tuple[Prompt, ...]
+    task: Task
+    reply: Callable[[Sequence[SequenceOutput], ModelView], msgspec.Struct]
+    """From the final outputs in the order of the prompts, and the model as it is then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEndpoint(Generic[RequestT]):
+    """What one endpoint is about."""
+
+    path: str
+    request_type: type[RequestT]
+    prompt_param: str
+    plan: Callable[[RequestT, ModelView], TaskPlan]
+
+    @property
+    def request_body(self) -> dict[str, Any]:
+        """For the OpenAPI document."""
+        schema = self.request_type.body_schema()
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+    async def answer(self, http: Request) -> Response:
+        """The response to one request. Raises `ApiError`, which the error middleware answers."""
+        metrics: Metrics = http.app.state.metrics
+        record = metrics.request(self.path, http.state.received_at)
+        return await recorded(record, self._answer(http, record))
+
+    async def _answer(self, http: Request, record: RequestRecord) -> Response:
+        settings: GatewaySettings = http.app.state.settings
+        dispatcher: Dispatcher = http.app.state.dispatcher
+        request = await parsed(http, partial(self.request_type.parse, max_choices=settings.max_choices))
+        model = dispatcher.model(request.model)
+        record.model = model.model_id
+        plan = self.plan(request, model)
+        stream = dispatcher.submit(self._submission(http, model, plan))
+        try:
+            outputs = await unless_gone(http, _final_outputs(stream))
+        finally:
+            stream.close()
+        present = {one.model_id: one for one in dispatcher.models}
+        reply = plan.reply(outputs, present.get(model.model_id, model))
+        record.done(200)
+        return Response(encode(reply), media_type="application/json")
+
+    def _submission(self, http: Request, model: ModelView, plan: TaskPlan) -> Submission:
+        return Submission(
+            model_id=model.model_id,
+            prompts=plan.prompts,
+            sampling=(NOTHING,),
+            task=plan.task,
+            prompt_param=self.prompt_param,
+            trace_id=http.state.request_id,
+            received_at=http.state.received_at,
+        )
+
+
+async def _final_outputs(stream: OutputStream) -> list[SequenceOutput]:
+    """One of each prompt. Raises `ApiError` where the stream does."""
+    outputs = {index: output async for index, output in stream}
+    return [outputs[index] for index in sorted(outputs)]

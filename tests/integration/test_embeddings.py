@@ -1,0 +1,224 @@
+"""/v1/embeddings against the openai client, and every initializer's vectors against Transformers' own hidden states."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model_registry.contract import (
+    NOTHING,
+    Embed,
+    GenerationRequest,
+    SamplingParams,
+    SequenceOutput,
+    TextPrompt,
+    TextSegment,
+)
+from model_registry.schema import RegistryEntry
+from tests.support.gguf_writing import write_gguf
+from tests.support.live_system import System, run_system
+from workers.engine.engine import Engine
+from workers.initializers import build_engine, initializer_for
+
+MODEL = "tests/model"
+TEXTS = ["the quick brown fox", "every worker waits", "a", "Grüße! 🙂 " * 12, "there is a way <|im_end|>"]
+TOLERANCE = 1e-4
+
+Vectors = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def entry_of(folder: Path | None, embedding: dict[str, Any], **initializer: Any) -> RegistryEntry:
+    return RegistryEntry.model_validate(
+        {
+            "deployment_config": {"max_ongoing_requests": 8},
+            "model_config": {
+                "model_id": MODEL,
+                "initialization": {
+                    "hf_model_id": None if folder is None else str(folder),
+                    "initializer": initializer,
+                },
+                "generation": {"kv_cache_tokens": 1024, "max_model_len": 256, "max_batch_tokens": 64},
+                "embedding": embedding,
+            },
+            "scaling_config": {"num_gpus_per_worker": 0},
+        }
+    )
+
+
+# The face
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[System]:
+    yield from run_system(entry_of(None, {"dimensions": True}, type="Echo"))
+
+
+@pytest.fixture
+def client(echo: System) -> Iterator[openai.OpenAI]:
+    with echo.client as client:
+        yield client
+
+
+def counts_of(text: str) -> list[float]:
+    """The vector that Echo makes of a text: how often it has each byte, and its end."""
+    counts = [float(text.encode().count(byte)) for byte in range(256)] + [1.0, 0.0]
+    return [count / math.hypot(*counts) for count in counts]
+
+
+def test_the_openai_client_gets_vectors_in_the_order_of_its_inputs(client: openai.OpenAI) -> None:
+    texts = [f"{number}" * number for number in range(1, 30)]
+    reply = client.embeddings.create(model=MODEL, input=texts)
+    assert [one.index for one in reply.data] == list(range(29))
+    for text, one in zip(texts, reply.data, strict=True):
+        assert one.embedding == pytest.approx(counts_of(text), abs=1e-6)
+    num_tokens = sum(len(text) + 1 for text in texts)
+    assert (reply.usage.prompt_tokens, reply.usage.total_tokens) == (num_tokens, num_tokens)
+    assert (reply.model, reply.object) == (MODEL, "list")
+
+
+def test_numbers_and_bytes_say_the_same(client: openai.OpenAI) -> None:
+    numbers = client.embeddings.create(model=MODEL, input="hello", encoding_format="float").data[0].embedding
+    data: Any = client.embeddings.create(model=MODEL, input="hello", encoding_format="base64").data[0].embedding
+    raw = base64.b64decode(data) if isinstance(data, str) else struct.pack(f"<{len(data)}f", *data)
+    assert struct.unpack("<258f", raw) == tuple(numbers)
+
+
+def test_the_bytes_are_float32_little_endian(echo: System) -> None:
+    fields = {"model": MODEL, "input": "a", "encoding_format": "base64"}
+    reply = httpx.post(f"{echo.gateway.url}/v1/embeddings", json=fields).json()
+    raw = base64.b64decode(reply["data"][0]["embedding"])
+    assert list(struct.unpack("<258f", raw)) == pytest.approx(counts_of("a"), abs=1e-6)
+
+
+def test_token_ids_are_taken_one_prompt_or_several(client: openai.OpenAI) -> None:
+    text = client.embeddings.create(model=MODEL, input=["hi", "yo"]).data
+    assert client.embeddings.create(model=MODEL, input=list(b"hi")).data[0].embedding == text[0].embedding
+    several = client.embeddings.create(model=MODEL, input=[list(b"hi"), list(b"yo")]).data
+    assert [one.embedding for one in several] == [one.embedding for one in text]
+
+
+def test_fewer_dimensions_are_the_first_ones_at_length_one(client: openai.OpenAI) -> None:
+    whole = client.embeddings.create(model=MODEL, input="abc").data[0].embedding
+    cut = client.embeddings.create(model=MODEL, input="abc", dimensions=98).data[0].embedding
+    assert len(cut) == 98
+    assert math.hypot(*cut) == pytest.approx(1)
+    assert cut == pytest.approx([number / math.hypot(*whole[:98]) for number in whole[:98]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"model": "no/such"}, 404, "model_not_found", None),
+        ({"input": "x" * 300}, 400, "context_length_exceeded", "input"),
+        ({"input": ["a", "x" * 300]}, 400, "context_length_exceeded", "input"),
+        ({"input": [400]}, 400, "invalid_value", "input"),
+        ({"input": ""}, 400, "empty_string", "input"),
+        ({"dimensions": 1000}, 400, "invalid_value", "dimensions"),
+        ({"input": ["a"] * 200}, 400, "array_above_max_length", "input"),
+    ],
+)
+def test_errors_are_those_of_all_endpoints(
+    client: openai.OpenAI, fields: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.embeddings.create(**{"model": MODEL, "input": "a", **fields})
+    assert (caught.value.status_code, caught.value.code, caught.value.param) == (status, code, param)
+
+
+def test_requests_for_embeddings_are_counted_under_their_endpoint(echo: System, client: openai.OpenAI) -> None:
+    client.embeddings.create(model=MODEL, input="hello")
+    metrics = httpx.get(f"{echo.gateway.url}/metrics").text
+    assert 'aviary_requests_total{endpoint="/v1/embeddings",finish_reason="none",model="tests/model"' in metrics
+    assert 'aviary_prompt_tokens_total{model="tests/model"}' in metrics
+    assert 'aviary_generation_tokens_total{model="tests/model"}' not in metrics
+
+
+# The vectors
+
+
+def pooled(hidden: torch.Tensor, pooling: str) -> torch.Tensor:
+    return {"last": hidden[-1], "cls": hidden[0], "mean": hidden.mean(0)}[pooling]
+
+
+def reference(folder: Path, texts: Sequence[str], pooling: str, *, normalize: bool = True) -> Vectors:
+    """Every text by itself, through the model's own attention."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
+    vectors = []
+    with torch.inference_mode():
+        for text in texts:
+            states = model.model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).last_hidden_state
+            vector = pooled(states[0], pooling)
+            vectors.append((vector / vector.norm() if normalize else vector).double().numpy())
+    return np.stack(vectors)
+
+
+def engine_of(entry: RegistryEntry) -> Engine:
+    return build_engine(entry, initializer_for(entry).load(entry, lambda _line: None))
+
+
+def embedded(engine: Engine, texts: Sequence[str]) -> Vectors:
+    """All at once, beside a generation."""
+    running = TextPrompt((TextSegment("the quick", trusted=True),))
+    sampling = SamplingParams(max_tokens=8, temperature=0)
+    engine.submit(engine.prepare(GenerationRequest(request_id="running", prompt=running, sampling=sampling)))
+    task = Embed()
+    for number, text in enumerate(texts):
+        prompt = TextPrompt((TextSegment(text, trusted=False),), has_closing=True)
+        request = GenerationRequest(request_id=str(number), prompt=prompt, sampling=NOTHING, task=task)
+        engine.submit_embedding(engine.prepare_embedding(request, task))
+    ended: dict[str, SequenceOutput] = {}
+    while engine.has_work:
+        ended |= {output.request_id: output for output in engine.step() if output.is_final}
+    assert ended.pop("running").fault is None
+    return np.stack([np.frombuffer(ended[str(number)].embedding, dtype="<f4") for number in range(len(texts))])
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("tiny") / "model"
+    shutil.copytree(tiny_llama, copy)
+    write_gguf(copy, copy / "tiny.gguf", eos_token_id=2)
+    return copy
+
+
+INITIALIZERS: dict[str, dict[str, Any]] = {
+    "SingleDevice": {"type": "SingleDevice", "dtype": "float32"},
+    "compiled": {"type": "SingleDevice", "dtype": "float32", "torch_compile": {"backend": "eager", "mode": None}},
+    "DeviceMap": {"type": "DeviceMap", "dtype": "float32", "device_map": "cpu"},
+}
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+def test_vectors_are_the_models_own_hidden_states_pooled(folder: Path, name: str, pooling: str) -> None:
+    engine = engine_of(entry_of(folder, {"pooling": pooling}, **INITIALIZERS[name]))
+    assert embedded(engine, TEXTS) == pytest.approx(reference(folder, TEXTS, pooling), abs=TOLERANCE)
+
+
+def test_a_decoder_needs_no_section_and_pools_its_last_token(folder: Path) -> None:
+    engine = engine_of(entry_of(folder, {}, **INITIALIZERS["SingleDevice"]))
+    assert embedded(engine, TEXTS) == pytest.approx(reference(folder, TEXTS, "last"), abs=TOLERANCE)
+
+
+def test_vectors_keep_their_length_where_the_registry_says_so(folder: Path) -> None:
+    engine = engine_of(entry_of(folder, {"normalize": False}, **INITIALIZERS["SingleDevice"]))
+    expected = reference(folder, TEXTS, "last", normalize=False)
+    assert embedded(engine, TEXTS) == pytest.approx(expected, rel=TOLERANCE, abs=10 * TOLERANCE)
+
+
+def test_a_real_model_gives_its_own_vectors_too(smollm2: Path) -> None:
+    engine = engine_of(entry_of(smollm2, {"pooling": "mean"}, **INITIALIZERS["SingleDevice"]))
+    assert embedded(engine, TEXTS) == pytest.approx(reference(smollm2, TEXTS, "mean"), abs=TOLERANCE)
