@@ -18,10 +18,20 @@ from starlette.responses import Response
 
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
-from gateway.errors import ApiError, ServerError
+from gateway.errors import (
+    ApiError,
+    DeadlineError,
+    DrainingError,
+    ModelNotFoundError,
+    ModelUnavailableError,
+    QueueFullError,
+    ServerError,
+)
 from gateway.metrics import Metrics, RequestRecord
+from gateway.protocol import openapi
 from gateway.protocol.fields import GenerationFields
-from gateway.protocol.responses import encode
+from gateway.protocol.openapi import Responses
+from gateway.protocol.responses import Chunk, Reply, encode
 from gateway.settings import GatewaySettings
 from gateway.sse import EventStream, events
 from gateway.ticket import Submission
@@ -34,6 +44,9 @@ _LARGE_BODY_BYTES = 64 * 1024
 CLIENT_CLOSED_REQUEST = 499
 """Status in metrics of requests whose client went away; nobody else ever sees it."""
 
+EXAMPLE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The one that `make serve` brings, for the OpenAPI document."""
+
 SESSION_HEADER = "x-session-id"
 _SESSION_PARAMETER: dict[str, Any] = {
     "in": "header",
@@ -42,6 +55,15 @@ _SESSION_PARAMETER: dict[str, Any] = {
     "description": "Requests with the same id go to the same replica where load allows; "
     "comes before `prompt_cache_key` and `user`.",
 }
+
+_ERRORS = (
+    *openapi.BODY_ERRORS,
+    ModelNotFoundError,
+    QueueFullError,
+    ModelUnavailableError,
+    DrainingError,
+    DeadlineError,
+)
 
 RequestT = TypeVar("RequestT", bound=GenerationFields)
 T = TypeVar("T")
@@ -65,13 +87,23 @@ class GenerationEndpoint(Generic[RequestT]):
     request_type: type[RequestT]
     prompt_param: str
     plan: Callable[[RequestT, ModelView], Plan]
+    reply: type[Reply]
+    chunk: type[Chunk]
+    example: dict[str, Any]
+    """A body, for the OpenAPI document."""
+
+    @property
+    def responses(self) -> Responses:
+        """For the OpenAPI document."""
+        replied = openapi.success("The reply, whole or as a stream.", self.reply, chunk=self.chunk)
+        return replied | openapi.errors(*_ERRORS)
 
     @property
     def request_body(self) -> dict[str, Any]:
         """For the OpenAPI document, with the one header that matters beside it."""
-        schema = self.request_type.body_schema()
+        content = {"schema": self.request_type.body_schema(), "example": self.example}
         return {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "requestBody": {"required": True, "content": {"application/json": content}},
             "parameters": [_SESSION_PARAMETER],
         }
 
