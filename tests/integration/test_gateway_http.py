@@ -224,6 +224,18 @@ def test_a_harmless_request_id_is_kept_and_any_other_replaced(http: httpx.Client
     assert int(http.get("/live").headers["openai-processing-ms"]) >= 0
 
 
+def test_the_next_request_on_a_connection_is_answered_without_waiting_for_the_clients_kernel(
+    gateway: LiveGateway,
+) -> None:
+    """Which acknowledges after 40 ms, unless it has something to send."""
+    with open_connection(gateway) as connection:
+        started_at = time.monotonic()
+        for _ in range(20):
+            connection.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert answer_on(connection).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - started_at < 20 * 0.02
+
+
 # Streams
 
 
