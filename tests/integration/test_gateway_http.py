@@ -160,6 +160,16 @@ def test_a_body_that_never_ends_is_given_up() -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.parametrize("content", [b"hello\r\n\r\n", b"GET /live HTTP/1.1\r\nhost: \0\r\n\r\n"])
+def test_what_is_not_http_gets_openais_error_too(gateway: LiveGateway, content: bytes) -> None:
+    with open_connection(gateway) as connection:
+        connection.sendall(content)
+        head, _, error = answer_on(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"x-request-id: req_" in head
+    assert json.loads(error)["error"]["type"] == "invalid_request_error"
+
+
 def test_endless_headers_are_cut_off(gateway: LiveGateway) -> None:
     headers = b"GET /live HTTP/1.1\r\nhost: x\r\n" + b"x-filler: of no use\r\n" * 1_000_000
     with open_connection(gateway) as connection, pytest.raises(ConnectionError):
