@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -25,6 +25,7 @@ from gateway.middleware.body_limit import BodyLimitMiddleware
 from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.pool import PoolSource
+from gateway.protocol import openapi
 from gateway.response_store import ResponseStore
 from gateway.routes import (
     admin,
@@ -57,7 +58,7 @@ def create_app(
     `reload` reads and deploys the registry's files anew, where the gateway's starter has some.
     """
     configure_library()
-    app = FastAPI(
+    app = _Application(
         title="Aviary",
         summary="OpenAI-compatible access to a pool of language models",
         lifespan=_lifespan,
@@ -90,6 +91,16 @@ def _response_store(settings: GatewaySettings) -> ResponseStore | None:
     return ResponseStore(
         settings.responses_store, max_bytes=settings.responses_store_max_bytes, keep_s=settings.responses_ttl_s
     )
+
+
+class _Application(FastAPI):
+    """With an OpenAPI document that has what its routes refer to."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        for kind, parts in openapi.components().items():
+            document.setdefault("components", {}).setdefault(kind, {}).update(parts)
+        return document
 
 
 @contextlib.asynccontextmanager

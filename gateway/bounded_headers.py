@@ -1,7 +1,7 @@
 """Bounds request headers, in size and in time to arrive: uvicorn reads any number of bytes and waits for ever.
 
-A protocol for uvicorn, below ASGI: it closes connections, and knows nothing of what is asked. Bodies are bounded by
-the middleware `body_limit`. Used by the server.
+A protocol for uvicorn, below ASGI: it closes connections, and knows nothing of what is asked; what is not HTTP gets the
+error that everybody gets. Bodies are bounded by the middleware `body_limit`. Used by the server.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ import logging
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.errors import InvalidRequestError
+from gateway.middleware.request_id import HEADER as REQUEST_ID
+from gateway.middleware.request_id import new_request_id
+from gateway.protocol.responses import encode
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +57,19 @@ class BoundedHeadersProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_clock()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is not HTTP; uvicorn says so in plain text."""
+        body = encode(InvalidRequestError("The request is not HTTP that this server can read.").to_body())
+        head = (
+            "HTTP/1.1 400 Bad Request",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            f"{REQUEST_ID}: {new_request_id()}",
+            "connection: close",
+        )
+        self.transport.write("".join(f"{line}\r\n" for line in (*head, "")).encode() + body)
+        self.transport.close()
 
     def _expect_headers(self) -> None:
         self._num_header_bytes = 0

@@ -25,7 +25,9 @@ from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError
 from gateway.metrics import Metrics, RequestRecord
 from gateway.output_stream import OutputStream
+from gateway.protocol import openapi
 from gateway.protocol.fields import GenerationFields, SamplingFields
+from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
 from gateway.settings import GatewaySettings
 from gateway.sse import EventStream, Framing, events
@@ -33,6 +35,9 @@ from gateway.ticket import Submission
 from model_registry.contract import FinishReason, ModelView, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
+
+EXAMPLE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The one that `make serve` brings, for the OpenAPI document."""
 
 SESSION_HEADER = "x-session-id"
 _SESSION_PARAMETER: dict[str, Any] = {
@@ -103,17 +108,28 @@ class Endpoint(ABC, Generic[RequestT]):
     path: str
     request_type: type[RequestT]
     prompt_param: str
+    reply: type[msgspec.Struct]
+    chunks: tuple[type[msgspec.Struct], ...]
+    """What a stream of it is made of."""
+    example: dict[str, Any]
+    """A body, for the OpenAPI document."""
 
     @abstractmethod
     async def work(self, http: Request, request: RequestT, model: ModelView) -> Work[RequestT]:
         """What the request comes to. Raises `ApiError`."""
 
     @property
+    def responses(self) -> Responses:
+        """For the OpenAPI document."""
+        replied = openapi.success("The reply, whole or as a stream.", self.reply, chunks=self.chunks)
+        return replied | openapi.errors(*openapi.WORK_ERRORS)
+
+    @property
     def request_body(self) -> dict[str, Any]:
         """For the OpenAPI document, with the one header that matters beside it."""
-        schema = self.request_type.body_schema()
+        content = {"schema": self.request_type.body_schema(), "example": self.example}
         return {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "requestBody": {"required": True, "content": {"application/json": content}},
             "parameters": [_SESSION_PARAMETER],
         }
 

@@ -19,7 +19,9 @@ from gateway.client import parsed, recorded, unless_gone
 from gateway.dispatch import Dispatcher
 from gateway.metrics import Metrics, RequestRecord
 from gateway.output_stream import OutputStream
+from gateway.protocol import openapi
 from gateway.protocol.fields import Body
+from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
 from gateway.settings import GatewaySettings
 from gateway.ticket import Submission
@@ -46,12 +48,20 @@ class TaskEndpoint(Generic[RequestT]):
     request_type: type[RequestT]
     prompt_param: str
     plan: Callable[[RequestT, ModelView], TaskPlan]
+    reply: type[msgspec.Struct]
+    example: dict[str, Any]
+    """A body, for the OpenAPI document."""
+
+    @property
+    def responses(self) -> Responses:
+        """For the OpenAPI document."""
+        return openapi.success("The reply.", self.reply) | openapi.errors(*openapi.WORK_ERRORS)
 
     @property
     def request_body(self) -> dict[str, Any]:
         """For the OpenAPI document."""
-        schema = self.request_type.body_schema()
-        return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+        content = {"schema": self.request_type.body_schema(), "example": self.example}
+        return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
     async def answer(self, http: Request) -> Response:
         """The response to one request. Raises `ApiError`, which the error middleware answers."""

@@ -17,6 +17,10 @@ HEADER = "x-request-id"
 _HARMLESS = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
+def new_request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
+
+
 class RequestIdMiddleware:
     """Sets `request.state.request_id` and `request.state.received_at` (by `time.monotonic`)."""
 
@@ -29,7 +33,7 @@ class RequestIdMiddleware:
             return
         received_at = time.monotonic()
         offered = Headers(scope=scope).get(HEADER, "")
-        request_id = offered if _HARMLESS.fullmatch(offered) else f"req_{uuid.uuid4().hex}"
+        request_id = offered if _HARMLESS.fullmatch(offered) else new_request_id()
         scope.setdefault("state", {}).update(request_id=request_id, received_at=received_at)
 
         async def send_with_headers(message: Message) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
@@ -35,8 +35,13 @@ def _text_part(kind: str) -> str:
 
 
 class TextPart(RequestModel):
-    type: Annotated[str, AfterValidator(_text_part)]
-    text: str
+    type: Annotated[str, AfterValidator(_text_part)] = Field(
+        description="What it is.", json_schema_extra={"enum": ["text"]}
+    )
+    text: str = Field(description="What it says.")
+    prompt_cache_breakpoint: Any = Field(
+        None, description="Accepted without effect: prefixes are cached as long as there is room."
+    )
 
 
 Content = Annotated[Annotated[str, Tag(TEXT)] | Annotated[list[TextPart], Tag(LIST)], Discriminator(text_or_list)]
@@ -45,8 +50,10 @@ Content = Annotated[Annotated[str, Tag(TEXT)] | Annotated[list[TextPart], Tag(LI
 class Message(RequestModel):
     """One message. What OpenAI's replies carry beside text is taken back when it is empty."""
 
-    role: Annotated[str, AfterValidator(_known_role)]
-    content: Content
+    role: Annotated[str, AfterValidator(_known_role)] = Field(
+        description="Who said it; a developer is a system.", json_schema_extra={"enum": list(ROLES)}
+    )
+    content: Content = Field(description="A text, or parts of one, which become lines.")
 
     annotations: only_neutral([]) = None  # type: ignore[valid-type]
     audio: only_neutral() = None  # type: ignore[valid-type]
@@ -66,7 +73,7 @@ class ChatCompletionRequest(GenerationFields):
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")
     max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Today's name of `max_tokens`.")
-    parallel_tool_calls: bool | None = Field(None, description="Without effect, since no tools are taken.")
+    parallel_tool_calls: bool | None = Field(None, description="Accepted without effect, since no tools are taken.")
     logprobs: bool | None = Field(None, description="Tell how likely each generated token was.")
     top_logprobs: int | None = Field(
         None, ge=0, le=MAX_TOP_LOGPROBS, description="Likeliest tokens told beside it, with `logprobs` only."

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from gateway.errors import InvalidRequestError, shortened
+from gateway.protocol.json_schema import inlined
 from gateway.protocol.strict_json import parse_json
 from gateway.protocol.structured import StructuredOutputs
 from gateway.protocol.validation import LIST, MAX_CHOICES, TEXT, RequestModel, invalid, text_or_list
@@ -65,7 +66,10 @@ Stop = Annotated[
 
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 LogitBias = Annotated[
-    Annotated[dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]], Field(max_length=MAX_BIASED_TOKENS)]
+    Annotated[
+        dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+        Field(max_length=MAX_BIASED_TOKENS, json_schema_extra={"propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"}}),
+    ]
     | None,
     AfterValidator(_of_token_ids),
 ]
@@ -99,7 +103,7 @@ class Body(RequestModel):
     def body_schema(cls) -> dict[str, Any]:
         """JSON schema of the body, for the OpenAPI document."""
         whole = cls.model_json_schema()
-        schema: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
+        schema: dict[str, Any] = inlined(whole, whole.pop("$defs", {}))
         for name, reason in cls.without_effect.items():
             schema["properties"][name] = {"description": f"Accepted without effect: {reason}."}
         return schema
@@ -200,14 +204,3 @@ def check_stream_options(options: RequestModel | None, stream: bool | None) -> N
             param="stream_options",
             code="invalid_value",
         )
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """The schema with every reference replaced by what it refers to: an OpenAPI document looks for them elsewhere."""
-    if isinstance(schema, list):
-        return [_inlined(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {key: _inlined(value, definitions) for key, value in schema.items()}

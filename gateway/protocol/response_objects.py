@@ -230,3 +230,24 @@ class ErrorEvent(Event, frozen=True, kw_only=True, tag="error"):
     message: str
     param: str | None
     error: ErrorDetails
+
+
+EVENTS = (
+    Created,
+    InProgress,
+    ItemAdded,
+    PartAdded,
+    TextDelta,
+    TextDone,
+    ReasoningDelta,
+    ReasoningDone,
+    ArgumentsDelta,
+    ArgumentsDone,
+    PartDone,
+    ItemDone,
+    Completed,
+    Incomplete,
+    Failed,
+    ErrorEvent,
+)
+"""All that a stream may hold."""

@@ -46,7 +46,9 @@ Source = Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
 
 
 class NamedSchema(RequestModel):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=64)
+    name: str = Field(
+        pattern=r"^[a-zA-Z0-9_-]+$", max_length=64, description="Without effect: the model is not told of the schema."
+    )
     description: str | None = Field(None, description="Without effect: the model is not told of the schema.")
     schema_: SchemaText = Field(None, alias="schema", description="What the answer must fit; without it, any JSON.")
     strict: bool | None = Field(None, description="Without effect: an answer always fits the schema.")
@@ -55,7 +57,9 @@ class NamedSchema(RequestModel):
 class ResponseFormat(RequestModel):
     """OpenAI's."""
 
-    type: Annotated[str, AfterValidator(_known_format), WithJsonSchema({"type": "string", "enum": list(FORMATS)})]
+    type: Annotated[str, AfterValidator(_known_format), WithJsonSchema({"type": "string", "enum": list(FORMATS)})] = (
+        Field(description="What the answer is.")
+    )
     json_schema: NamedSchema | None = Field(None, description="Only with the type `json_schema`, which needs it.")
 
     def check_together(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from gateway.errors import (
@@ -56,7 +56,8 @@ def only_neutral(*neutral: Any) -> Any:
             return value
         raise PydanticCustomError(UNSUPPORTED, "")
 
-    return Annotated[Any, BeforeValidator(check)]
+    schema = {"enum": [None, *neutral], "description": "Not supported: taken where it changes nothing."}
+    return Annotated[Any, BeforeValidator(check), WithJsonSchema(schema)]
 
 
 def text_or_list(value: Any) -> str:

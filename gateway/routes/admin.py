@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fastapi import APIRouter, Request
 
-from gateway.errors import AdminClosedError, KeyMissingError, KeyRejectedError
+from gateway.errors import AdminClosedError, KeyMissingError, KeyRejectedError, RegistryRefusedError
+from gateway.protocol import openapi
 from gateway.settings import GatewaySettings
 
 router = APIRouter()
@@ -16,7 +17,13 @@ Reload = Callable[[], Awaitable[Mapping[str, Sequence[str]]]]
 """Reads and deploys; model ids by what became of them. Raises `RegistryRefusedError`, and then changed nothing."""
 
 
-@router.post("/admin/reload", summary="Read the registry again and deploy what changed")
+@router.post(
+    "/admin/reload",
+    summary="Read the registry again and deploy what changed",
+    responses=openapi.errors(
+        RegistryRefusedError, KeyMissingError, KeyRejectedError, AdminClosedError, *openapi.BODY_ERRORS
+    ),
+)
 async def reload(http: Request) -> dict[str, list[str]]:
     _check_key(http)
     reload_registry: Reload | None = http.app.state.reload

@@ -9,9 +9,10 @@ from msgspec import UNSET
 
 from gateway.chat_shape import ChatShape
 from gateway.constraints import constraint_of
-from gateway.endpoint import GenerationEndpoint, Plan
+from gateway.endpoint import EXAMPLE_MODEL, GenerationEndpoint, Plan
 from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest, Message
+from gateway.protocol.responses import ChatCompletion, ChatCompletionChunk
 from gateway.sampling import sampling_params
 from model_registry.contract import ChatMessage, ModelView
 
@@ -43,10 +44,18 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
 
 
 _endpoint = GenerationEndpoint(
-    path="/v1/chat/completions", request_type=ChatCompletionRequest, prompt_param="messages", plan=_plan
+    path="/v1/chat/completions",
+    request_type=ChatCompletionRequest,
+    prompt_param="messages",
+    plan=_plan,
+    reply=ChatCompletion,
+    chunks=(ChatCompletionChunk,),
+    example={"model": EXAMPLE_MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}]},
 )
 
 
-@router.post(_endpoint.path, summary="Answer a conversation", openapi_extra=_endpoint.request_body)
+@router.post(
+    _endpoint.path, summary="Answer a conversation", openapi_extra=_endpoint.request_body, responses=_endpoint.responses
+)
 async def create_chat_completion(http: Request) -> Response:
     return await _endpoint.answer(http)

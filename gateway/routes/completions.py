@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from gateway.constraints import constraint_of
-from gateway.endpoint import GenerationEndpoint, Plan
+from gateway.endpoint import EXAMPLE_MODEL, GenerationEndpoint, Plan
 from gateway.errors import InvalidRequestError
 from gateway.prompts import check_num_words, raw_text, render_chat
 from gateway.protocol.completions import CompletionRequest, OnePrompt
+from gateway.protocol.responses import TextCompletion
 from gateway.sampling import DEFAULT_COMPLETION_TOKENS, sampling_params
 from gateway.text_shape import TextShape
 from model_registry.contract import ChatMessage, InfillPrompt, ModelView, Prompt, TokenPrompt
@@ -63,10 +64,18 @@ def _needs_text(reason: str) -> InvalidRequestError:
 
 
 _endpoint = GenerationEndpoint(
-    path="/v1/completions", request_type=CompletionRequest, prompt_param="prompt", plan=_plan
+    path="/v1/completions",
+    request_type=CompletionRequest,
+    prompt_param="prompt",
+    plan=_plan,
+    reply=TextCompletion,
+    chunks=(TextCompletion,),
+    example={"model": EXAMPLE_MODEL, "prompt": "Once upon a time", "max_tokens": 32},
 )
 
 
-@router.post(_endpoint.path, summary="Go on with a text", openapi_extra=_endpoint.request_body)
+@router.post(
+    _endpoint.path, summary="Go on with a text", openapi_extra=_endpoint.request_body, responses=_endpoint.responses
+)
 async def create_completion(http: Request) -> Response:
     return await _endpoint.answer(http)

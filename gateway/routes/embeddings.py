@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
+from gateway.endpoint import EXAMPLE_MODEL
 from gateway.errors import InvalidRequestError
 from gateway.prompts import check_num_words
 from gateway.protocol.completions import OnePrompt
@@ -62,9 +63,18 @@ def _as_base64(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-_endpoint = TaskEndpoint(path="/v1/embeddings", request_type=EmbeddingRequest, prompt_param=PARAM, plan=_plan)
+_endpoint = TaskEndpoint(
+    path="/v1/embeddings",
+    request_type=EmbeddingRequest,
+    prompt_param=PARAM,
+    plan=_plan,
+    reply=EmbeddingReply,
+    example={"model": EXAMPLE_MODEL, "input": ["a text", "another"], "encoding_format": "float"},
+)
 
 
-@router.post(_endpoint.path, summary="Make vectors of texts", openapi_extra=_endpoint.request_body)
+@router.post(
+    _endpoint.path, summary="Make vectors of texts", openapi_extra=_endpoint.request_body, responses=_endpoint.responses
+)
 async def create_embeddings(http: Request) -> Response:
     return await _endpoint.answer(http)

@@ -7,18 +7,23 @@ from fastapi import APIRouter, Request
 from gateway.dispatch import Dispatcher
 from gateway.errors import DrainingError, ModelUnavailableError
 from gateway.model_lane import STARTING_WAIT_S, unavailable_reason
+from gateway.protocol import openapi
 
 router = APIRouter()
 
 
 @router.head("/live", include_in_schema=False)
-@router.get("/live", summary="Whether the process works")
+@router.get("/live", summary="Whether the process works", responses=openapi.errors())
 async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
 @router.head("/ready", include_in_schema=False)
-@router.get("/ready", summary="Whether a model can be used")
+@router.get(
+    "/ready",
+    summary="Whether a model can be used",
+    responses=openapi.errors(ModelUnavailableError, DrainingError),
+)
 async def ready(http: Request) -> dict[str, str]:
     dispatcher: Dispatcher = http.app.state.dispatcher
     if dispatcher.is_draining:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
 from gateway.metrics import Metrics
+from gateway.protocol import openapi
 
 router = APIRouter()
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses=openapi.text("All metrics.", "text/plain") | openapi.errors(),
+)
 async def scrape(http: Request) -> Response:
     metrics: Metrics = http.app.state.metrics
     encoder, content_type = choose_encoder(http.headers.get("accept", ""))

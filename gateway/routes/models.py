@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from gateway.dispatch import Dispatcher
+from gateway.endpoint import EXAMPLE_MODEL
+from gateway.errors import ModelNotFoundError
 from gateway.model_lane import unavailable_reason
+from gateway.protocol import openapi
 from gateway.protocol.responses import ModelCard, ModelList, encode
 from model_registry.contract import ModelView, ReplicaState
 
@@ -24,14 +28,22 @@ _BEST_FIRST = (
 )
 
 
-@router.get("/v1/models", summary="List the models")
+@router.get(
+    "/v1/models",
+    summary="List the models",
+    responses=openapi.success("All models that are deployed.", ModelList) | openapi.errors(),
+)
 async def list_models(http: Request) -> Response:
     dispatcher: Dispatcher = http.app.state.dispatcher
     return _json(ModelList(data=tuple(_card(model) for model in dispatcher.models)))
 
 
-@router.get("/v1/models/{model_id:path}", summary="One model")
-async def retrieve_model(http: Request, model_id: str) -> Response:
+@router.get(
+    "/v1/models/{model_id:path}",
+    summary="One model",
+    responses=openapi.success("The model.", ModelCard) | openapi.errors(ModelNotFoundError),
+)
+async def retrieve_model(http: Request, model_id: Annotated[str, Path(examples=[EXAMPLE_MODEL])]) -> Response:
     dispatcher: Dispatcher = http.app.state.dispatcher
     return _json(_card(dispatcher.model(model_id)))
 

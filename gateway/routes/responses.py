@@ -16,14 +16,15 @@ from pydantic import BaseModel
 from starlette.responses import Response as HttpResponse
 
 from gateway.conversation import Json, chat_messages
-from gateway.endpoint import Endpoint
-from gateway.errors import InvalidRequestError, UnsupportedParameterError
+from gateway.endpoint import EXAMPLE_MODEL, Endpoint
+from gateway.errors import InvalidRequestError, ResponseNotFoundError, UnsupportedParameterError
 from gateway.kept_responses import KeptResponses
 from gateway.output_stream import OutputStream
 from gateway.prompts import check_num_words, render_chat
+from gateway.protocol import openapi
 from gateway.protocol.response_create import JsonSchemaFormat, ResponseRequest
 from gateway.protocol.response_items import KeptItem
-from gateway.protocol.response_objects import DeletedResponse, ItemList, Response
+from gateway.protocol.response_objects import EVENTS, DeletedResponse, ItemList, Response
 from gateway.protocol.response_queries import ItemListQuery, RetrieveQuery
 from gateway.protocol.responses import encode
 from gateway.response_ids import new_response_id
@@ -33,6 +34,7 @@ from model_registry.contract import Constraint, ConstraintKind, ModelView, Promp
 
 router = APIRouter()
 
+_KEPT_ERRORS: Final = openapi.errors(InvalidRequestError, ResponseNotFoundError)
 _ANY_OBJECT: Final = {"type": "object"}
 
 
@@ -143,33 +145,61 @@ def _json(part: BaseModel) -> Json:
     return part.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-_endpoint = ResponsesEndpoint(path="/v1/responses", request_type=ResponseRequest, prompt_param="input")
+_endpoint = ResponsesEndpoint(
+    path="/v1/responses",
+    request_type=ResponseRequest,
+    prompt_param="input",
+    reply=Response,
+    chunks=EVENTS,
+    example={"model": EXAMPLE_MODEL, "input": "What is the capital of France?"},
+)
 
 
-@router.post(_endpoint.path, summary="Answer a conversation of items", openapi_extra=_endpoint.request_body)
+@router.post(
+    _endpoint.path,
+    summary="Answer a conversation of items",
+    openapi_extra=_endpoint.request_body,
+    responses=_endpoint.responses,
+)
 async def create_response(http: Request) -> HttpResponse:
     return await _endpoint.answer(http)
 
 
-@router.get("/v1/responses/{response_id}", summary="A response that is kept")
+@router.get(
+    "/v1/responses/{response_id}",
+    summary="A response that is kept",
+    responses=openapi.success("The response.", Response) | _KEPT_ERRORS,
+)
 async def retrieve_response(http: Request, response_id: str) -> HttpResponse:
     RetrieveQuery.parse(http.query_params.multi_items())
     return _answered(await _kept(http).body(response_id))
 
 
-@router.delete("/v1/responses/{response_id}", summary="Keep a response no longer")
+@router.delete(
+    "/v1/responses/{response_id}",
+    summary="Keep a response no longer",
+    responses=openapi.success("It is gone.", DeletedResponse) | _KEPT_ERRORS,
+)
 async def delete_response(http: Request, response_id: str) -> HttpResponse:
     await _kept(http).delete(response_id)
     return _answered(encode(DeletedResponse(id=response_id)))
 
 
-@router.post("/v1/responses/{response_id}/cancel", summary="Refused: no response is made in the background")
+@router.post(
+    "/v1/responses/{response_id}/cancel",
+    summary="Refused: no response is made in the background",
+    responses=openapi.success("Never.", Response) | _KEPT_ERRORS,
+)
 async def cancel_response(http: Request, response_id: str) -> HttpResponse:
     await _kept(http).body(response_id)
     raise InvalidRequestError("Cannot cancel a synchronous response.")
 
 
-@router.get("/v1/responses/{response_id}/input_items", summary="What a response was made from")
+@router.get(
+    "/v1/responses/{response_id}/input_items",
+    summary="What a response was made from",
+    responses=openapi.success("The items, page by page.", ItemList) | _KEPT_ERRORS,
+)
 async def list_input_items(http: Request, response_id: str) -> HttpResponse:
     query = ItemListQuery.parse(http.query_params.multi_items())
     items = await _kept(http).input_items(response_id)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from gateway.endpoint import EXAMPLE_MODEL
 from gateway.errors import UnsupportedParameterError
 from gateway.prompts import render_chat
 from gateway.protocol.chat import Message
@@ -88,17 +89,39 @@ def _text_told(outputs: Sequence[SequenceOutput], _model: ModelView) -> Detokeni
     return DetokenizeReply(prompt="".join(output.text for output in outputs))
 
 
-_tokenize = TaskEndpoint(path="/v1/tokenize", request_type=TokenizeRequest, prompt_param="prompt", plan=_plan_tokenize)
+_tokenize = TaskEndpoint(
+    path="/v1/tokenize",
+    request_type=TokenizeRequest,
+    prompt_param="prompt",
+    plan=_plan_tokenize,
+    reply=TokenizeReply,
+    example={"model": EXAMPLE_MODEL, "prompt": "Once upon a time"},
+)
 _detokenize = TaskEndpoint(
-    path="/v1/detokenize", request_type=DetokenizeRequest, prompt_param="tokens", plan=_plan_detokenize
+    path="/v1/detokenize",
+    request_type=DetokenizeRequest,
+    prompt_param="tokens",
+    plan=_plan_detokenize,
+    reply=DetokenizeReply,
+    example={"model": EXAMPLE_MODEL, "tokens": [72, 105]},
 )
 
 
-@router.post(_tokenize.path, summary="Tell a prompt's tokens", openapi_extra=_tokenize.request_body)
+@router.post(
+    _tokenize.path,
+    summary="Tell a prompt's tokens",
+    openapi_extra=_tokenize.request_body,
+    responses=_tokenize.responses,
+)
 async def tokenize(http: Request) -> Response:
     return await _tokenize.answer(http)
 
 
-@router.post(_detokenize.path, summary="Tell the text of tokens", openapi_extra=_detokenize.request_body)
+@router.post(
+    _detokenize.path,
+    summary="Tell the text of tokens",
+    openapi_extra=_detokenize.request_body,
+    responses=_detokenize.responses,
+)
 async def detokenize(http: Request) -> Response:
     return await _detokenize.answer(http)

@@ -160,6 +160,16 @@ def test_a_body_that_never_ends_is_given_up() -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.parametrize("content", [b"hello\r\n\r\n", b"GET /live HTTP/1.1\r\nhost: \0\r\n\r\n"])
+def test_what_is_not_http_gets_openais_error_too(gateway: LiveGateway, content: bytes) -> None:
+    with open_connection(gateway) as connection:
+        connection.sendall(content)
+        head, _, error = answer_on(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"x-request-id: req_" in head
+    assert json.loads(error)["error"]["type"] == "invalid_request_error"
+
+
 def test_endless_headers_are_cut_off(gateway: LiveGateway) -> None:
     headers = b"GET /live HTTP/1.1\r\nhost: x\r\n" + b"x-filler: of no use\r\n" * 1_000_000
     with open_connection(gateway) as connection, pytest.raises(ConnectionError):
@@ -222,6 +232,18 @@ def test_a_harmless_request_id_is_kept_and_any_other_replaced(http: httpx.Client
         )
         assert re.fullmatch(r"req_[0-9a-f]{32}", given.headers["x-request-id"])
     assert int(http.get("/live").headers["openai-processing-ms"]) >= 0
+
+
+def test_the_next_request_on_a_connection_is_answered_without_waiting_for_the_clients_kernel(
+    gateway: LiveGateway,
+) -> None:
+    """Which acknowledges after 40 ms, unless it has something to send."""
+    with open_connection(gateway) as connection:
+        started_at = time.monotonic()
+        for _ in range(20):
+            connection.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert answer_on(connection).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - started_at < 20 * 0.02
 
 
 # Streams
