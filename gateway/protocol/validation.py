@@ -23,7 +23,8 @@ from gateway.errors import (
 UNSUPPORTED = "unsupported_parameter"
 TEXT = "<text>"
 LIST = "<list>"
-_TAGS = (TEXT, LIST)
+OBJECT = "<object>"
+_TAGS = (TEXT, LIST, OBJECT)
 """Of unions, see `text_or_list`: parts of pydantic's paths that a client did not write."""
 MAX_CHOICES = "max_choices"
 """Key of the validation context."""

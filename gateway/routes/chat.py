@@ -5,25 +5,31 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
+from gateway.answer_format import answer_format_of
 from gateway.chat_shape import ChatShape
 from gateway.endpoint import GenerationEndpoint, Plan
 from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.sampling import sampling_params
-from model_registry.contract import ChatMessage, ModelView
+from model_registry.contract import ModelView
 
 router = APIRouter()
 
 
 def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     check_num_words(request.messages[-1].text, model.entry.model, "messages")
-    messages = [
-        ChatMessage("system" if message.role == "developer" else message.role, message.text)
-        for message in request.messages
-    ]
     prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
+    format_ = answer_format_of(model, uses_template=not prompt_format)
+    prompt = render_chat(
+        request.conversation,
+        prompt_format,
+        tools=request.tool_use.tools,
+        tool_format=format_.tools,
+        template_kwargs=request.template_kwargs,
+        continues_final_message=bool(request.continue_final_message),
+    )
     return Plan(
-        prompts=(render_chat(messages, prompt_format),),
+        prompts=(prompt,),
         sampling=sampling_params(
             request,
             model.entry,

@@ -16,7 +16,7 @@ from model_registry.contract import ChatPrompt, FaultKind, Prompt, RequestFaultE
 from workers.engine.runner import Chunk, StepPlan
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
-from workers.engine.tokenizer import Piece
+from workers.engine.tokenizer import Decode, Piece
 
 END_OF_PROMPT = 256
 END_OF_SEQUENCE = 257
@@ -52,6 +52,9 @@ class ByteTokenizer:
 
     def decode(self, token_ids: Ids[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < END_OF_PROMPT).decode(errors="replace")
+
+    def decode_showing(self, names: Ids[str]) -> Decode:
+        return self.decode  # its special tokens stand in no text
 
     def piece(self, token_id: int) -> Piece:
         return _SPECIAL_PIECES.get(token_id) or Piece(bytes([token_id]))

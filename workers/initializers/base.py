@@ -6,10 +6,11 @@ An initializer gets the weights, loads them and returns a `LoadedModel`; the wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_registry.schema import Generation, RegistryEntry
+from model_registry.tool_formats import AnswerFormat
 from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
 from workers.engine.runner import ModelRunner
 from workers.engine.sampler import Sampler
@@ -31,6 +32,8 @@ class LoadedModel:
     """Context length in tokens: the smaller of what the model can and the registry allows."""
     new_kv_cache: NewKVCache
     """For one engine at a time."""
+    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
+    """As the model's chat template shows it."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
     with_sizes: Callable[[Generation], LoadedModel] | None = None

@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Sequence
 
 from model_registry.contract import Prompt, TextPrompt, TokenPrompt
-from workers.engine.tokenizer import Piece, checked_token_ids, unnamed_piece
+from workers.engine.tokenizer import Decode, Piece, checked_token_ids, unnamed_piece
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.llama_library import llama_cpp
 from workers.runners.llama_model import LlamaModel
@@ -33,6 +33,7 @@ class LlamaCppTokenizer:
         control = (i for i in ids if llama_cpp.llama_vocab_get_attr(model.vocab, i) & _CONTROL)
         self._special = SpecialTokens({_text_of(model, i): i for i in control})
         self._template = ChatTemplate(model.chat_template, _template_variables(model))
+        self.answer_format = self._template.answer_format
         adds_bos = llama_cpp.llama_vocab_get_add_bos(model.vocab)
         self._opening_ids = [llama_cpp.llama_vocab_bos(model.vocab)] if adds_bos else []
 
@@ -45,6 +46,15 @@ class LlamaCppTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return b"".join([self._pieces[token_id] for token_id in token_ids]).decode(errors="replace")
+
+    def decode_showing(self, names: Sequence[str]) -> Decode:
+        ids = (self._special.id_of(name) for name in names)
+        shown = {token_id: _text_of(self._model, token_id).encode() for token_id in ids if token_id is not None}
+
+        def decode(token_ids: Sequence[int]) -> str:
+            return b"".join([shown.get(i) or self._pieces[i] for i in token_ids]).decode(errors="replace")
+
+        return decode
 
     def piece(self, token_id: int) -> Piece:
         if self._pieces[token_id]:

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as RustTokenizer
 
 from model_registry.contract import Prompt, TextPrompt, TokenPrompt
-from workers.engine.tokenizer import Piece, checked_token_ids
+from workers.engine.tokenizer import Decode, Piece, checked_token_ids
 from workers.errors import UnsupportedModelError
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.token_pieces import TokenPieces
@@ -37,6 +37,7 @@ class HuggingFaceTokenizer:
             rust.no_truncation()
         added = self._rust.get_added_tokens_decoder().items()
         self._special = SpecialTokens({token.content: token_id for token_id, token in added if token.special})
+        self.answer_format = self._template.answer_format
         self._opening_ids = self._find_opening_ids()
         self._pieces = TokenPieces(self._rust)
 
@@ -51,6 +52,16 @@ class HuggingFaceTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._rust.decode(token_ids, skip_special_tokens=True)
         return text
+
+    def decode_showing(self, names: Sequence[str]) -> Decode:
+        hidden = self._special.ids_without(names)
+
+        def decode(token_ids: Sequence[int]) -> str:
+            shown = [token_id for token_id in token_ids if token_id not in hidden]
+            text: str = self._rust.decode(shown, skip_special_tokens=False)
+            return text
+
+        return decode
 
     def piece(self, token_id: int) -> Piece:
         return self._pieces.of(token_id)
