@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from gateway.answer import AnswerReader, PlainReader
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError, ServerError
@@ -55,6 +56,8 @@ class Plan:
     sampling: tuple[SamplingParams, ...]
     """Of each sequence that is made of each prompt."""
     shape: ReplyShape
+    new_reader: Callable[[], AnswerReader] = PlainReader
+    """Makes what finds the parts of one sequence's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ class GenerationEndpoint(Generic[RequestT]):
             plan.shape,
             Layout(len(plan.prompts), len(plan.sampling), request.num_choices),
             usage_chunk=request.wants_usage_chunk,
+            new_reader=plan.new_reader,
         )
 
     async def _respond(

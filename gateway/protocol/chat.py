@@ -58,6 +58,8 @@ Content = Annotated[Annotated[str, Tag(TEXT)] | Annotated[list[TextPart], Tag(LI
 class CalledFunction(RequestModel):
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """The arguments once more, as the openai client's helpers add them to calls that they have read."""
 
 
 class MessageToolCall(RequestModel):
