@@ -87,6 +87,8 @@ class Message(RequestModel):
     audio: only_neutral() = None  # type: ignore[valid-type]
     function_call: only_neutral() = None  # type: ignore[valid-type]
     name: str | None = None
+    parsed: Any = None
+    """The content once more, as the openai client's helpers add it."""
     refusal: only_neutral() = None  # type: ignore[valid-type]
 
     @property
