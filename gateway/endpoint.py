@@ -19,6 +19,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.answer import AnswerReader, PlainReader
 from gateway.client import CLIENT_CLOSED_REQUEST, parsed, recorded, unless_gone
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
@@ -91,6 +92,8 @@ class Plan:
     sampling: tuple[SamplingParams, ...]
     """Of each sequence that is made of each prompt."""
     shape: ReplyShape
+    new_reader: Callable[[], AnswerReader] = PlainReader
+    """Makes what finds the parts of one sequence's answer."""
 
     def begin(self, stream: OutputStream, request: GenerationFields) -> Completion:
         return Completion(
@@ -98,6 +101,7 @@ class Plan:
             self.shape,
             Layout(len(self.prompts), len(self.sampling), request.num_choices),
             usage_chunk=request.wants_usage_chunk,
+            new_reader=self.new_reader,
         )
 
 

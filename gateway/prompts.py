@@ -9,31 +9,71 @@ Three ways, chosen by the model's `prompt_format`:
   without an answer between them are one instruction, with empty lines between them. The newest turn comes last and is
   left open. A conversation that ends with an assistant's message is left open inside that message.
 
+Tools go to the template where it knows them, and else into a system message: see `tool_prompts`.
+
 Text of a template is trusted: special tokens in it are control. Text of a client is not: there they are only text.
 `{instruction}` is the only thing replaced; other braces, and all braces of clients, are literal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
 
-from gateway.errors import ContextLengthExceededError
+from gateway.errors import ContextLengthExceededError, UnsupportedParameterError
+from gateway.tool_prompts import with_tools_described
+from gateway.tool_use import Tool
 from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment
 from model_registry.schema import INSTRUCTION, ModelConfig, PromptFormat
+from model_registry.tool_formats import ToolFormat
 
 SYSTEM = "{system}"
+_WITHOUT_THINKING: Final = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
+"""What nobody has to honour where there is no template that could think."""
 
 
-def render_chat(messages: Sequence[ChatMessage], prompt_format: PromptFormat | str | None) -> Prompt:
-    """The prompt of a conversation. `prompt_format` None or empty: the model's own chat template."""
+def render_chat(
+    messages: Sequence[ChatMessage],
+    prompt_format: PromptFormat | str | None,
+    *,
+    tools: Sequence[Tool] = (),
+    tool_format: ToolFormat = ToolFormat.DESCRIBED,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    continues_final_message: bool = False,
+) -> Prompt:
+    """The prompt of a conversation. `prompt_format` None or empty: the model's own chat template.
+
+    `tool_format` is the template's. Raises `UnsupportedParameterError` where the request sets variables of a template
+    that is not used.
+    """
     if not prompt_format:
-        return ChatPrompt(tuple(messages))
+        is_described = tool_format is ToolFormat.DESCRIBED
+        return ChatPrompt(
+            tuple(with_tools_described(messages, tools) if is_described else messages),
+            () if is_described else tuple(tool.as_dict() for tool in tools),
+            dict(template_kwargs),
+            continues_final_message,
+        )
+    _check_template_kwargs(template_kwargs)
     if isinstance(prompt_format, str):
-        segments = _render_turns(messages, prompt_format)
+        segments = _render_turns(with_tools_described(messages, tools), prompt_format)
     else:
-        segments = _render_roles(messages, prompt_format)
+        messages = with_tools_described(messages, tools, prompt_format.default_system_message)
+        segments = _render_roles(messages, prompt_format, opens_answer=not continues_final_message)
     return TextPrompt(tuple(_joined(segments)))
+
+
+def _check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:
+    for name, value in template_kwargs.items():
+        if (name, value) not in _WITHOUT_THINKING.items():
+            param = name if name == "reasoning_effort" else f"chat_template_kwargs.{name}"
+            raise UnsupportedParameterError(
+                f"Unsupported parameter: '{param}' is a variable of chat templates, and this model's prompts are made "
+                "by its prompt_format instead. Leave it out.",
+                param=param,
+            )
 
 
 def check_num_words(text: str, model: ModelConfig, param: str) -> None:
@@ -107,17 +147,26 @@ def _render_turns(messages: Sequence[ChatMessage], template: str) -> list[TextSe
 # An object with one template per role
 
 
-def _render_roles(messages: Sequence[ChatMessage], prompt_format: PromptFormat) -> list[TextSegment]:
+def _render_roles(
+    messages: Sequence[ChatMessage], prompt_format: PromptFormat, *, opens_answer: bool
+) -> list[TextSegment]:
+    """Without an answer to open, the last message, an assistant's, is left open."""
     if prompt_format.strip_whitespace:
         messages = [ChatMessage(message.role, message.content.strip()) for message in messages]
     if not any(message.role == "system" for message in messages):
         messages = [ChatMessage("system", prompt_format.default_system_message), *messages]
+    if opens_answer:
+        trailing = [TextSegment(prompt_format.trailing_assistant, trusted=True)]
+    else:
+        *messages, last = messages
+        before, _, _ = prompt_format.assistant.partition(INSTRUCTION)
+        trailing = [TextSegment(before, trusted=True), TextSegment(last.content, trusted=False)]
     segments = (
         _render_system_in_user(messages, prompt_format)
         if prompt_format.system_in_user
         else [segment for message in messages for segment in _render_role(message, prompt_format)]
     )
-    return [*segments, TextSegment(prompt_format.trailing_assistant, trusted=True)]
+    return [*segments, *trailing]
 
 
 def _render_role(message: ChatMessage, prompt_format: PromptFormat) -> list[TextSegment]:

@@ -16,10 +16,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
+from itertools import chain
 from typing import Final
 
 from gateway.token_estimates import BYTES_PER_TOKEN
-from model_registry.contract import ChatPrompt, InfillPrompt, Prompt, TextPrompt, TokenPrompt
+from model_registry.contract import ChatMessage, ChatPrompt, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 BLOCK_TOKENS: Final = 64
 BLOCK_BYTES: Final = BLOCK_TOKENS * BYTES_PER_TOKEN
@@ -257,12 +258,20 @@ def _beginning(prompt: Prompt) -> bytes:
             head = token_ids[: MAX_HASHED_BYTES // BYTES_PER_TOKEN]
             # What is no token id is refused by the worker, so what it is taken for does not matter.
             return array("I", [token_id & _TOKEN_MASK for token_id in head]).tobytes()
-        case ChatPrompt(messages):
-            return _first_bytes(part for message in messages for part in (message.role, "\n", message.content, "\n"))
+        case ChatPrompt(messages, tools):
+            # Templates put tools first.
+            said = (part for message in messages for part in (message.role, "\n", *_said(message), "\n"))
+            return _first_bytes(chain(map(str, tools), said))
         case InfillPrompt(beginning, end):
             return _first_bytes((beginning, end))
         case TextPrompt(segments):
             return _first_bytes(segment.text for segment in segments)
+
+
+def _said(message: ChatMessage) -> Iterable[str]:
+    yield message.content
+    for call in message.tool_calls:
+        yield from (call.name, call.arguments)
 
 
 def _first_bytes(parts: Iterable[str]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from model_registry.contract import ChatPrompt, InfillPrompt, Prompt, TextPrompt, TokenPrompt
+from model_registry.contract import ChatMessage, ChatPrompt, InfillPrompt, Prompt, TextPrompt, TokenPrompt
 
 BYTES_PER_TOKEN: Final = 4
 """Of UTF-8, in English, about."""
@@ -26,13 +26,19 @@ def prompt_tokens(prompt: Prompt) -> int:
             return _of_texts((beginning, end))
         case TextPrompt(segments):
             return _of_texts(segment.text for segment in segments)
-        case ChatPrompt(messages):
-            return _of_texts(text for message in messages for text in (message.role, message.content))
+        case ChatPrompt(messages, tools):
+            return _of_texts((*(str(tool) for tool in tools), *(text for one in messages for text in _texts_of(one))))
 
 
 def tokens_left(max_tokens: int | None, num_generated: int) -> int:
     """About how many tokens a sequence has left to generate."""
     return EXPECTED_TOKENS if max_tokens is None else min(max(max_tokens - num_generated, 0), EXPECTED_TOKENS)
+
+
+def _texts_of(message: ChatMessage) -> Iterable[str]:
+    yield from (message.role, message.reasoning, message.content)
+    for call in message.tool_calls:
+        yield from (call.name, call.arguments)
 
 
 def _of_texts(texts: Iterable[str]) -> int:

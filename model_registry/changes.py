@@ -26,6 +26,8 @@ SETTINGS: Final = (
     f"{_GENERATION}.generate_kwargs",
     f"{_GENERATION}.prompt_format",
     f"{_GENERATION}.stopping_sequences",
+    f"{_GENERATION}.tool_format",
+    f"{_GENERATION}.reasoning_format",
     "scaling.pg_timeout_s",
 )
 """Attributes of an entry that are read anew for every request or decision; no weights depend on them."""

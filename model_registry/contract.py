@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from model_registry.schema import RegistryEntry
+from model_registry.tool_formats import AnswerFormat
 
 CONTRACT_VERSION: Final = "4"
 """Changes when a struct below changes incompatibly, or asks for what an older side would silently leave out; a worker
@@ -184,6 +185,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_logprobs: int | None = None
     """The same of the prompt's tokens; only with `echo`."""
     constraint: Constraint | None = None
+    shown_tokens: tuple[str, ...] = ()
+    """Special tokens that stand in the text by their names, as a reader of the answer needs them; others are left out.
+    Names that the vocabulary does not have are fine."""
+    repeats_opening: str = ""
+    """Where the prompt ends with this mark, the text begins with it: its reader need not know the prompt."""
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     """Strings matched on the generated text; never shown."""
@@ -399,6 +405,8 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaView, ...] = ()
     max_model_len: int | None = None
     """Context length in tokens, known once a replica has loaded."""
+    answer_format: AnswerFormat | None = None
+    """As its chat template shows it, known once a replica has loaded."""
     num_wanted: int = 1
     """Replicas there should be now; 0: the model sleeps until a request comes."""
     num_outdated: int = 0

@@ -646,6 +646,16 @@ class Generation(Section):
     stopping_sequences: list[StopSequence] = Field(
         [], description="Strings (matched on the text), token ids, or lists of token ids that end a generation."
     )
+    tool_format: Literal["described", "hermes", "llama", "mistral", "mistral_args", "granite"] | None = Field(
+        None,
+        description=(
+            "How the model writes its tool calls; found in its chat template when absent. `described`: the gateway "
+            "describes the tools in a system message. See docs/tools.md."
+        ),
+    )
+    reasoning_format: Literal["none", "think", "mistral"] | None = Field(
+        None, description="How the model marks its reasoning; found in its chat template when absent."
+    )
 
     @model_validator(mode="after")
     def _every_sequence_steps(self) -> Self:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from model_registry.contract import WorkerStatus
+from model_registry.tool_formats import AnswerFormat
 from workers.errors import LoadError, first_line
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     address: str | None = None
     max_model_len: int | None = None
+    answer_format: AnswerFormat | None = None
     is_resizing: bool = False
     """It serves, and will take the sizes that a changed file wants."""
     refusal: str = ""

@@ -122,6 +122,7 @@ class Worker:
             detail=self._loaded.note,
             address=address,
             max_model_len=self._loaded.max_model_len,
+            answer_format=self._loaded.answer_format,
         )
         logger.info("replica %s serves %s at %s", self._replica_id, self._entry.model_id, address)
         return address

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import msgspec
 from pydantic import Field
 
 from gateway.errors import InvalidRequestError, MissingParameterError
-from gateway.protocol.chat import Message
+from gateway.protocol.chat import Message, TemplateKwargs, Tools, conversation_of
 from gateway.protocol.fields import Body, TokenId
+from gateway.protocol.tools import tool_use_of
 from gateway.protocol.validation import only_neutral
+from gateway.tool_use import ToolUse
+from model_registry.contract import ChatMessage
 
 _OF_PROMPTS = ("add_special_tokens",)
-_OF_MESSAGES = ("add_generation_prompt", "continue_final_message")
+_OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
 
 
 class TokenizeRequest(Body):
@@ -34,10 +39,13 @@ class TokenizeRequest(Body):
     )
     use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
 
+    tools: Tools = Field(None, description="Only with `messages`: functions that the model may call.")
+    chat_template_kwargs: TemplateKwargs = Field(
+        None, description="Only with `messages`: variables of the model's chat template."
+    )
+
     chat_template: only_neutral() = None  # type: ignore[valid-type]
-    chat_template_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
     mm_processor_kwargs: only_neutral({}) = None  # type: ignore[valid-type]
-    tools: only_neutral([]) = None  # type: ignore[valid-type]
 
     def check_together(self) -> None:
         if self.prompt is None and self.messages is None:
@@ -50,6 +58,18 @@ class TokenizeRequest(Body):
                 raise _contradiction(name, f"it is only allowed with '{other}'")
         if self.continue_final_message and self.add_generation_prompt:
             raise _contradiction("continue_final_message", "it contradicts 'add_generation_prompt'. Give one of them")
+
+        _ = self.conversation, self.tool_use
+
+    @cached_property
+    def conversation(self) -> tuple[ChatMessage, ...]:
+        """Raises `InvalidRequestError` where a message does not belong."""
+        return conversation_of(self.messages or ())
+
+    @cached_property
+    def tool_use(self) -> ToolUse:
+        """Raises `InvalidRequestError` where the tools do not go together."""
+        return tool_use_of(self.tools or (), None, parallel=True)
 
     @property
     def has_opening(self) -> bool:

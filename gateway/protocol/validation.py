@@ -30,6 +30,7 @@ def tag(kind: str) -> str:
 
 TEXT = tag("text")
 LIST = tag("list")
+OBJECT = tag("object")
 MAX_CHOICES = "max_choices"
 """Key of the validation context."""
 

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
+from gateway.answer_format import answer_format_of
+from gateway.answer_readers import opening_to_repeat, reader_for, tokens_to_show
 from gateway.chat_shape import ChatShape
 from gateway.constraints import constraint_of
 from gateway.endpoint import EXAMPLE_MODEL, GenerationEndpoint, Plan
 from gateway.prompts import check_num_words, render_chat
-from gateway.protocol.chat import ChatCompletionRequest, Message
+from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.responses import ChatCompletion, ChatCompletionChunk
 from gateway.sampling import sampling_params
-from model_registry.contract import ChatMessage, ModelView
+from gateway.tool_use import ToolMode, ToolUse
+from model_registry.contract import ModelView, SamplingParams
+from model_registry.tool_formats import AnswerFormat
 
 router = APIRouter()
-
-
-def chat_messages(messages: Iterable[Message]) -> list[ChatMessage]:
-    """The conversation as templates know it."""
-    return [
-        ChatMessage("system" if message.role == "developer" else message.role, message.text) for message in messages
-    ]
 
 
 def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     check_num_words(request.messages[-1].text, model.entry.model, "messages")
     prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
+    format_ = answer_format_of(model, uses_template=not prompt_format)
+    use = request.tool_use
+    prompt = render_chat(
+        request.conversation,
+        prompt_format,
+        tools=use.tools,
+        tool_format=format_.tools,
+        template_kwargs=request.template_kwargs,
+        continues_final_message=bool(request.continue_final_message),
+    )
+    sampling = sampling_params(
+        request,
+        model.entry,
+        max_tokens=request.token_limit,
+        default_max_tokens=None,
+        num_logprobs=request.num_logprobs,
+        constraint=constraint_of(request.response_format, request.structured_outputs),
+    )
     return Plan(
-        prompts=(render_chat(chat_messages(request.messages), prompt_format),),
-        sampling=sampling_params(
-            request,
-            model.entry,
-            max_tokens=request.token_limit,
-            default_max_tokens=None,
-            num_logprobs=request.num_logprobs,
-            constraint=constraint_of(request.response_format, request.structured_outputs),
+        prompts=(prompt,),
+        sampling=tuple(_readable(one, format_, use) for one in sampling),
+        shape=ChatShape(
+            model.model_id,
+            no_usage=None if request.wants_usage_chunk else UNSET,
+            may_call=bool(use),
+            calls_are_named=use.mode is ToolMode.NAMED,
         ),
-        shape=ChatShape(model.model_id, no_usage=None if request.wants_usage_chunk else UNSET),
+        new_reader=partial(reader_for, format_, use),
+    )
+
+
+def _readable(sampling: SamplingParams, format_: AnswerFormat, use: ToolUse) -> SamplingParams:
+    """The text has what the answer's reader looks for."""
+    return msgspec.structs.replace(
+        sampling, shown_tokens=tokens_to_show(format_, use), repeats_opening=opening_to_repeat(format_)
     )
 
 

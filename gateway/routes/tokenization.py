@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from gateway.answer_format import answer_format_of
 from gateway.endpoint import EXAMPLE_MODEL
 from gateway.errors import UnsupportedParameterError
 from gateway.prompts import render_chat
-from gateway.protocol.chat import Message
 from gateway.protocol.tokenization import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
-from gateway.routes.chat import chat_messages
 from gateway.task_endpoint import TaskEndpoint, TaskPlan
 from model_registry.contract import (
     ChatMessage,
@@ -39,17 +38,23 @@ def _plan_tokenize(request: TokenizeRequest, model: ModelView) -> TaskPlan:
 def _prompt(request: TokenizeRequest, model: ModelView) -> Prompt:
     prompt_format = model.entry.model.generation.prompt_format
     if request.messages is not None:
-        return _conversation(request, request.messages, model)
+        return _conversation(request, model)
     text = request.prompt or ""
     if request.use_prompt_format:
         return render_chat([ChatMessage("user", text)], prompt_format)
     return TextPrompt((TextSegment(text, trusted=True),), has_opening=request.has_opening)
 
 
-def _conversation(request: TokenizeRequest, messages: Sequence[Message], model: ModelView) -> Prompt:
+def _conversation(request: TokenizeRequest, model: ModelView) -> Prompt:
     """Raises `UnsupportedParameterError` for what the registry's own formats cannot say."""
     prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
-    prompt = render_chat(chat_messages(messages), prompt_format)
+    prompt = render_chat(
+        request.conversation,
+        prompt_format,
+        tools=request.tool_use.tools,
+        tool_format=answer_format_of(model, uses_template=not prompt_format).tools,
+        template_kwargs=request.chat_template_kwargs or {},
+    )
     if isinstance(prompt, ChatPrompt):
         return msgspec.structs.replace(
             prompt,

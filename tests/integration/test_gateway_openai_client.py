@@ -100,7 +100,7 @@ def test_models_are_listed_and_found_by_an_id_with_a_slash(client: openai.OpenAI
         ({"n": 1_000_000}, openai.BadRequestError, "integer_above_max_value", "n"),
         ({"messages": []}, openai.BadRequestError, "empty_array", "messages"),
         ({"messages": [{"role": "robot", "content": ""}]}, openai.BadRequestError, "invalid_value", "messages[0].role"),
-        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "missing_required_parameter", "tools[0].function"),
         ({"extra_body": {"colour": "red"}}, openai.BadRequestError, "unknown_parameter", "colour"),
         ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, openai.BadRequestError, "integer_above_max_value",
          "min_tokens"),

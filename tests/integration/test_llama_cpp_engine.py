@@ -443,3 +443,14 @@ def test_a_damaged_file_is_one_clear_line(gguf: Path, tmp_path: Path, damage: st
         load(tmp_path)
     assert "no reason given" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_special_tokens_that_a_reader_needs_are_shown_and_others_are_not(engine: Engine) -> None:
+    tokenizer = engine._tokenizer
+    ids = tokenizer.encode_prompt(TextPrompt((TextSegment("<|im_start|>K<|im_end|>", trusted=True),)))
+    assert tokenizer.decode(ids) == "K"
+    assert tokenizer.decode_showing(("<|im_end|>", "[TOOL_CALLS]"))(ids) == "K<|im_end|>"
+    always = {"max_tokens": 4, "temperature": 0, "ignore_eos": True, "logit_bias": {ids[-1]: 100.0}}
+    requests = [chat("shown", "Hi", shown_tokens=("<|im_end|>",), **always), chat("hidden", "Hi", **always)]
+    outputs = run(engine, requests)
+    assert (outputs["shown"].text, outputs["hidden"].text) == ("<|im_end|>" * 4, "")

@@ -325,3 +325,14 @@ def test_gpus_asked_for_but_absent_are_refused(tiny_llama: Path) -> None:
     wants_gpu = RegistryEntry.model_validate(entry)
     with pytest.raises(LoadError, match="num_gpus_per_worker"):
         initializer_for(wants_gpu).load(wants_gpu, lambda line: None)
+
+
+def test_special_tokens_that_a_reader_needs_are_shown_and_others_are_not(engine: Engine) -> None:
+    tokenizer = engine._tokenizer
+    ids = tokenizer.encode_prompt(TextPrompt((TextSegment("<|im_start|>Köln<|im_end|>", trusted=True),)))
+    assert tokenizer.decode(ids) == "Köln"
+    assert tokenizer.decode_showing(("<|im_end|>", "[TOOL_CALLS]"))(ids) == "Köln<|im_end|>"
+    always = {"max_tokens": 4, "temperature": 0, "ignore_eos": True, "logit_bias": {ids[-1]: 100.0}}
+    requests = [chat("shown", "Hi", shown_tokens=("<|im_end|>",), **always), chat("hidden", "Hi", **always)]
+    outputs = run(engine, requests)
+    assert (outputs["shown"].text, outputs["hidden"].text) == ("<|im_end|>" * 4, "")

@@ -53,6 +53,7 @@ _PACKAGE = "tests/unit/workers/test_sources_package.py"
 _SAMPLING = "tests/unit/gateway/test_sampling.py"
 _DEFAULTS = f"{_SAMPLING}::test_the_registrys_defaults_hold_where_the_request_says_nothing"
 _SIZED = "tests/unit/workers/test_initializers_base.py::test_the_engine_is_sized_by_the_registry"
+_ANSWERS = "tests/unit/gateway/test_answer_format.py"
 _PER_ROLE = "tests/unit/gateway/test_prompts.py::test_an_object_format_has_a_template_per_role"
 _WORDS = "tests/integration/test_gateway_openai_client.py::test_a_prompt_of_too_many_words_is_refused_before_it_waits"
 
@@ -165,6 +166,8 @@ PROVEN_BY: Final[Mapping[str, str]] = {
     "model_config.generation.prompt_format.system_in_user": _PER_ROLE,
     "model_config.generation.prompt_format.add_system_tags_even_if_message_is_empty": _PER_ROLE,
     "model_config.generation.prompt_format.strip_whitespace": _PER_ROLE,
+    "model_config.generation.tool_format": f"{_ANSWERS}::test_the_registry_decides_before_the_template",
+    "model_config.generation.reasoning_format": f"{_ANSWERS}::test_the_registry_decides_before_the_template",
     "model_config.generation.stopping_sequences": f"{_SAMPLING}::test_stops_add_up_and_keep_their_kind",
     "model_config.embedding.pooling": f"{_EMBEDDINGS}::test_vectors_are_the_models_own_hidden_states_pooled",
     "model_config.embedding.normalize": f"{_EMBEDDINGS}::test_vectors_keep_their_length_where_the_registry_says_so",

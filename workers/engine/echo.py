@@ -21,7 +21,7 @@ from workers.engine.infill import encode_infill
 from workers.engine.runner import Chunk, StepPlan
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
-from workers.engine.tokenizer import Piece
+from workers.engine.tokenizer import Decode, Piece
 
 END_OF_PROMPT = 256
 END_OF_SEQUENCE = 257
@@ -68,6 +68,9 @@ class ByteTokenizer:
 
     def detokenize(self, token_ids: Ids[int]) -> str:
         return b"".join(self.piece(token_id).text for token_id in token_ids).decode(errors="replace")
+
+    def decode_showing(self, names: Ids[str]) -> Decode:
+        return self.decode  # its special tokens stand in no text
 
     def piece(self, token_id: int) -> Piece:
         return _SPECIAL_PIECES.get(token_id) or Piece(bytes([token_id]))

@@ -158,13 +158,15 @@ class Engine:
         self._check_num_input_tokens(len(prompt_token_ids))
         self._check_token_ids(request.sampling)
         constraint = request.sampling.constraint
+        shown = request.sampling.shown_tokens
+        decode = self._tokenizer.decode_showing(shown) if shown else self._tokenizer.decode
         return Sequence(
             request=request,
             token_ids=prompt_token_ids,
             num_prompt_tokens=len(prompt_token_ids),
             max_tokens=self._max_tokens(request.sampling, len(prompt_token_ids)),
             end_token_ids=frozenset() if request.sampling.ignore_eos else self._tokenizer.eos_token_ids,
-            text_stream=TextStream(self._tokenizer.decode, prompt_token_ids, request.sampling),
+            text_stream=TextStream(decode, prompt_token_ids, request.sampling),
             constraint=None if constraint is None else self._constraints.compile(constraint),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,9 @@ class Piece:
     """What it adds to a text, in UTF-8, perhaps part of a character only; the name of a special token, which adds
     nothing."""
     is_special: bool = False
+
+
+Decode = Callable[[Sequence[int]], str]
 
 
 class Tokenizer(Protocol):
@@ -41,6 +44,9 @@ class Tokenizer(Protocol):
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Text of any ids, special tokens by their names: what a client would have to send to get the ids again."""
+
+    def decode_showing(self, names: Sequence[str]) -> Decode:
+        """`decode`, but with the special tokens of these names as text; names without a token are fine."""
 
     def piece(self, token_id: int) -> Piece:
         """What a token of the vocabulary stands for, wherever in a text it is."""

@@ -6,10 +6,11 @@ An initializer gets the weights, loads them and returns a `LoadedModel`; the wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_registry.schema import Generation, RegistryEntry
+from model_registry.tool_formats import AnswerFormat
 from workers.engine.embeddings import Embedder
 from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
 from workers.engine.runner import ModelRunner
@@ -37,6 +38,8 @@ class LoadedModel:
     """Of one step; None: one for each of its tokens."""
     embedder: Embedder | None = None
     """Makes embeddings with the same weights; None where that cannot be done."""
+    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
+    """As the model's chat template shows it."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
     with_sizes: Callable[[Generation], LoadedModel] | None = None

@@ -158,6 +158,7 @@ def build_loaded_model(
             runner=runner,
             sampler=TorchSampler(),
             tokenizer=tokenizer,
+            answer_format=tokenizer.answer_format,
             max_model_len=max_model_len,
             new_kv_cache=partial(_new_kv_cache, runner, max_model_len, num_kv_blocks),
             # A compiled graph has as many rows as there are sequences at most.

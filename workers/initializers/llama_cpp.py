@@ -71,6 +71,7 @@ class LlamaCppInitializer:
                 runner=runner,
                 sampler=TorchSampler(),
                 tokenizer=tokenizer,
+                answer_format=tokenizer.answer_format,
                 max_model_len=max_model_len,
                 new_kv_cache=partial(_new_kv_cache, model, runner, sizes, parameters),
                 max_logits_rows=_logits_rows(sizes),

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from model_registry.contract import ModelView, ReplicaState, ReplicaView
 from model_registry.schema import RegistryEntry
+from model_registry.tool_formats import AnswerFormat
 from workers.pool.autoscaling import Autoscaler
 from workers.pool.back_off import BackOff
 from workers.pool.eviction import Resident
@@ -79,6 +80,8 @@ class Deployment:
         """A revision that served is being replaced, and no replica of the new one has served yet."""
         self._reconcile_is_due = False
         self._is_stopped = False
+        self._answer_formats: dict[str, AnswerFormat] = {}
+        """Of each revision that has served; still known while no replica is left to say it."""
 
     @property
     def model_id(self) -> str:
@@ -93,6 +96,7 @@ class Deployment:
             created=self.model.created,
             replicas=tuple(slot.view for slot in slots),
             max_model_len=min(lengths, default=None),
+            answer_format=self._answer_formats.get(self._served.revision_id),
             num_wanted=self.target,
             num_outdated=sum(not self._is_current(slot) or slot.replica.is_outdated for slot in slots),
             may_wait=self._may_wait,
@@ -243,6 +247,9 @@ class Deployment:
 
     def _note_change(self) -> None:
         """A replica changed: look again, but only once for what changes together."""
+        for slot in self._slots:
+            if slot.replica.answer_format is not None:
+                self._answer_formats[slot.revision.revision_id] = slot.replica.answer_format
         if not self._reconcile_is_due:
             self._reconcile_is_due = True
             asyncio.get_running_loop().call_soon(self._reconcile)

@@ -22,6 +22,7 @@ from typing import Final, Protocol, TypeVar
 
 from model_registry.contract import ReplicaState, ReplicaView
 from model_registry.schema import RegistryEntry
+from model_registry.tool_formats import AnswerFormat
 from workers.errors import WorkerError
 from workers.pool.placement import PendingReason, Resources
 from workers.report import WorkerPhase, WorkerReport
@@ -110,6 +111,7 @@ class Replica:
         self.detail = "waiting for resources"
         self.address: str | None = None
         self.max_model_len: int | None = None
+        self.answer_format: AnswerFormat | None = None
         self.refusal = ""
         """Why its worker does not take the sizes that are wanted."""
         self.pid: int | None = None
@@ -292,7 +294,7 @@ class Replica:
                     self._on_change()
                 if reported in done:
                     report = await reported
-                    self._note_sizes(report)
+                    self._note_model(report)
                     self._check_progress(report)
                     reported = asyncio.ensure_future(self._next_report(worker, report.version))
         finally:
@@ -312,18 +314,19 @@ class Replica:
             self._configured = entry
         report = await self._next_report(worker, None)
         self.fetched_bytes = report.fetched_bytes
-        self._note_sizes(report)
+        self._note_model(report)
 
     async def _until_stopped(self, worker: WorkerClient) -> None:
         while not await worker.wait_until_stopped(WATCH_S):
             pass
         raise ReplicaFailedError("it was stopped")
 
-    def _note_sizes(self, report: WorkerReport) -> None:
-        """A changed file may have given it other sizes, at once or after the requests that needed the earlier ones."""
-        told = (report.max_model_len, report.is_resizing, report.refusal)
-        if told != (self.max_model_len, self._is_resizing, self.refusal):
-            self.max_model_len, self._is_resizing, self.refusal = told
+    def _note_model(self, report: WorkerReport) -> None:
+        """What it says of its model. A changed file may have given it other sizes, at once or after the requests that
+        needed the earlier ones."""
+        told = (report.max_model_len, report.answer_format, report.is_resizing, report.refusal)
+        if told != (self.max_model_len, self.answer_format, self._is_resizing, self.refusal):
+            self.max_model_len, self.answer_format, self._is_resizing, self.refusal = told
             self._on_change()
         self._tell(report.detail)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from model_registry.contract import InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from workers.engine.infill import InfillTokens, encode_infill
-from workers.engine.tokenizer import Piece, checked_token_ids, unnamed_piece
+from workers.engine.tokenizer import Decode, Piece, checked_token_ids, unnamed_piece
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.llama_library import llama_cpp
 from workers.runners.llama_model import LlamaModel
@@ -35,6 +35,7 @@ class LlamaCppTokenizer:
         self._special = SpecialTokens({_text_of(model, i): i for i in control})
         self._template = ChatTemplate(model.chat_template, _template_variables(model))
         self._infill_tokens = _find_infill_tokens(model)
+        self.answer_format = self._template.answer_format
         adds_bos = llama_cpp.llama_vocab_get_add_bos(model.vocab)
         self._opening_ids = [llama_cpp.llama_vocab_bos(model.vocab)] if adds_bos else []
 
@@ -63,6 +64,15 @@ class LlamaCppTokenizer:
         if size < 0:
             raise RuntimeError(f"llama.cpp made {-size} bytes of tokens that have {room}")
         return buffer.raw[:size].decode(errors="replace")
+
+    def decode_showing(self, names: Sequence[str]) -> Decode:
+        ids = (self._special.id_of(name) for name in names)
+        shown = {token_id: _text_of(self._model, token_id).encode() for token_id in ids if token_id is not None}
+
+        def decode(token_ids: Sequence[int]) -> str:
+            return b"".join([shown.get(i) or self._pieces[i] for i in token_ids]).decode(errors="replace")
+
+        return decode
 
     def piece(self, token_id: int) -> Piece:
         if self._pieces[token_id]:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from model_registry.contract import InfillPrompt, Prompt, TextPrompt, TokenPrompt
 from workers.engine.infill import encode_infill, find_infill_tokens
-from workers.engine.tokenizer import Piece, checked_token_ids, unnamed_piece
+from workers.engine.tokenizer import Decode, Piece, checked_token_ids, unnamed_piece
 from workers.errors import UnsupportedModelError
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
 from workers.runners.token_pieces import TokenPieces
@@ -46,6 +46,7 @@ class HuggingFaceTokenizer:
         self._special = SpecialTokens({token.content: token_id for token_id, token in added if token.special})
         self._infill_tokens = find_infill_tokens(self._rust.token_to_id)
         self._opening_ids, self._closing_ids = self._find_frame()
+        self.answer_format = self._template.answer_format
         self._pieces = TokenPieces(self._rust)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -70,6 +71,16 @@ class HuggingFaceTokenizer:
     def detokenize(self, token_ids: Sequence[int]) -> str:
         text: str = self._rust.decode(token_ids, skip_special_tokens=False)
         return text
+
+    def decode_showing(self, names: Sequence[str]) -> Decode:
+        hidden = self._special.ids_without(names)
+
+        def decode(token_ids: Sequence[int]) -> str:
+            shown = [token_id for token_id in token_ids if token_id not in hidden]
+            text: str = self._rust.decode(shown, skip_special_tokens=False)
+            return text
+
+        return decode
 
     def piece(self, token_id: int) -> Piece:
         return self._pieces.of(token_id)

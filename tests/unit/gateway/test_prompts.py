@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import ContextLengthExceededError
+from gateway.errors import ContextLengthExceededError, UnsupportedParameterError
 from gateway.prompts import check_num_words, raw_text, render_chat
 from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment
 from model_registry.schema import ModelConfig, PromptFormat
@@ -104,6 +104,26 @@ def test_an_object_format_has_a_template_per_role(
     keys: dict[str, Any], messages: list[ChatMessage], expected: str
 ) -> None:
     assert text_of(render_chat(messages, roles(**keys))) == expected
+
+
+def test_the_last_message_of_an_assistant_is_left_open_where_the_answer_goes_on_with_it() -> None:
+    messages = said("u:hi", "a:well ")
+    assert text_of(render_chat(messages, roles(), continues_final_message=True)) == "<u>hi</u><a>well"
+    assert text_of(render_chat(messages, STRING, continues_final_message=True)).endswith("### Response:\nwell ")
+    assert render_chat(messages, None, continues_final_message=True) == ChatPrompt(
+        tuple(messages), continues_final_message=True
+    )
+
+
+def test_variables_of_a_template_are_refused_where_there_is_none_unless_they_ask_for_nothing() -> None:
+    render_chat(said("u:hi"), STRING, template_kwargs={"enable_thinking": False, "reasoning_effort": "none"})
+    for kwargs, param in (
+        ({"enable_thinking": True}, "chat_template_kwargs.enable_thinking"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ):
+        with pytest.raises(UnsupportedParameterError, match=param) as raised:
+            render_chat(said("u:hi"), STRING, template_kwargs=kwargs)
+        assert raised.value.param == param
 
 
 CONVERSATIONS = st.lists(

@@ -32,6 +32,8 @@ def test_the_same_file_changes_nothing() -> None:
         {"model_config": {"generation": {"generate_kwargs": {"temperature": 0.1}}}},
         {"model_config": {"generation": {"prompt_format": "Q: {instruction}"}}},
         {"model_config": {"generation": {"stopping_sequences": ["Q:"]}}},
+        {"model_config": {"generation": {"tool_format": "llama"}}},
+        {"model_config": {"generation": {"reasoning_format": "think"}}},
         {"scaling_config": {"pg_timeout_s": 9}},
     ],
 )

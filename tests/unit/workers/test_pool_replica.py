@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model_registry.contract import ReplicaState, WorkerStatus
 from model_registry.schema import RegistryEntry
+from model_registry.tool_formats import AnswerFormat, ToolFormat
 from workers.pool import replica as replica_module
 from workers.pool.deployment import LEAST_STAY_S, Deployment
 from workers.pool.placement import PendingReason, Resources
@@ -44,6 +45,7 @@ class FakeWorker:
         self.is_resizing = False
         self.refusal = ""
         self.max_model_len = 128
+        self.answer_format = AnswerFormat(ToolFormat.LLAMA)
 
     async def start(self) -> str:
         await self.loaded.wait()
@@ -62,6 +64,7 @@ class FakeWorker:
             detail=detail,
             pid=42,
             max_model_len=self.max_model_len,
+            answer_format=self.answer_format,
             is_resizing=self.is_resizing,
             refusal=self.refusal,
             fetched_bytes=self.fetched_bytes,
@@ -492,6 +495,18 @@ async def test_changed_settings_reach_every_living_worker_and_those_that_come_la
         bring_up(hosts[1])
         await ready(deployment, 2)
         assert hosts[1].worker.configured == [changed]
+
+
+async def test_how_a_models_answers_are_to_be_read_is_known_also_while_it_sleeps() -> None:
+    async with deployed(1) as (deployment, hosts):
+        assert deployment.view.answer_format == AnswerFormat(ToolFormat.LLAMA)
+        deployment.update(wanted(entry(1), entry(1, num_cpus_per_worker=2)))
+        hosts[1].worker.answer_format = AnswerFormat(ToolFormat.HERMES)
+        bring_up(hosts[1])
+        await until(lambda: [one.split("-")[0] for one in ids(deployment)] == ["d2"])
+        deployment.scale_to(0)
+        await until(lambda: not ids(deployment))
+        assert deployment.view.answer_format == AnswerFormat(ToolFormat.HERMES)
 
 
 async def test_a_new_revision_serves_before_the_old_one_is_drained() -> None:

@@ -111,3 +111,17 @@ def test_no_stop_counts_before_min_tokens() -> None:
     shown, stopped = stream_of("XabXcd", stop=("X",), min_tokens=3)
     assert stopped
     assert "".join(shown) == "Xab"
+
+
+def test_text_begins_with_the_mark_that_its_prompt_ends_with() -> None:
+    for prompt, text in ((b"say <think>\n", "<think>hm"), (b"<think></think>", "hm"), (b"say", "hm")):
+        stream = TextStream(decode, prompt, SamplingParams(repeats_opening="<think>"))
+        shown = [stream.feed(byte)[0] for byte in b"hm"]
+        assert "".join([*shown, stream.flush()[0]]) == text
+        ended_at_once = TextStream(decode, prompt, SamplingParams(repeats_opening="<think>"))
+        assert ended_at_once.flush() == (text.removesuffix("hm"), False)
+
+
+def test_a_mark_of_the_prompt_completes_no_stop() -> None:
+    stream = TextStream(decode, b"<think>", SamplingParams(repeats_opening="<think>", stop=("<think>",)))
+    assert stream.feed(ord("a")) == ("<think>a", False)

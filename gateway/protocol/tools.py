@@ -1,0 +1,190 @@
+"""Tools and the choice among them, as a chat's body has them. Knows OpenAI's wire format only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Discriminator, Field, Tag
+
+from gateway.errors import InvalidRequestError, MissingParameterError, shortened
+from gateway.protocol.validation import OBJECT, TEXT, RequestModel, invalid
+from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
+
+MAX_TOOLS = 128
+MAX_NAME_LENGTH = 64
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+_CHOICES = ("none", "auto", "required")
+
+
+def _function_name(name: str) -> str:
+    if not _NAME_CHARS.issuperset(name):
+        raise invalid(
+            "invalid_value",
+            "Invalid '{param}': string does not match pattern. Expected a string that matches the pattern "
+            "'^[a-zA-Z0-9_-]+$'.",
+        )
+    return name
+
+
+def _of_functions(kind: str) -> str:
+    if kind != "function":
+        raise invalid(
+            "unsupported_value",
+            f"Unsupported value for '{{param}}': '{shortened(kind)}' tools are not supported. Use 'function'.",
+        )
+    return kind
+
+
+def _object_schema(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Arguments are always a JSON object."""
+    kind = "object" if parameters is None else parameters.get("type", "object")
+    if kind != "object":
+        raise invalid(
+            "invalid_function_parameters",
+            f"Invalid schema for '{{param}}': expected a JSON schema of 'type: \"object\"', but got "
+            f"'type: {shortened(repr(kind))}'.",
+        )
+    return parameters
+
+
+FunctionName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH), AfterValidator(_function_name)]
+FunctionType = Annotated[str, AfterValidator(_of_functions)]
+
+
+class FunctionDefinition(RequestModel):
+    name: FunctionName
+    description: str | None = None
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(_object_schema)] = Field(
+        None, description="JSON schema of the arguments."
+    )
+    strict: bool | None = Field(None, description="Have the arguments follow the schema, by constrained decoding.")
+
+
+class ToolDefinition(RequestModel):
+    type: FunctionType
+    function: FunctionDefinition
+
+    def as_tool(self) -> Tool:
+        function = self.function
+        return Tool(function.name, function.description, function.parameters, bool(function.strict))
+
+
+class FunctionReference(RequestModel):
+    name: str
+
+
+class ToolReference(RequestModel):
+    type: FunctionType
+    function: FunctionReference
+
+
+class AllowedTools(RequestModel):
+    mode: Annotated[str, AfterValidator(lambda mode: _one_of(mode, ("auto", "required")))]
+    tools: list[ToolReference] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+def _one_of(value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        supported = ", ".join(f"'{one}'" for one in choices)
+        raise invalid(
+            "invalid_value", f"Invalid value for '{{param}}': '{shortened(value)}'. Supported values are: {supported}."
+        )
+    return value
+
+
+class ToolChoiceObject(RequestModel):
+    """A function by its name, or those that are allowed."""
+
+    type: Annotated[str, AfterValidator(lambda kind: _one_of(kind, ("function", "allowed_tools")))]
+    function: FunctionReference | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def check_parts(self) -> None:
+        """Raises `InvalidRequestError` unless it has what its type asks for, and only that."""
+        parts = {"function": self.function, "allowed_tools": self.allowed_tools}
+        if parts.pop(self.type) is None:
+            raise MissingParameterError(f"tool_choice.{self.type}")
+        for name, part in parts.items():
+            if part is not None:
+                raise InvalidRequestError(
+                    f"Invalid 'tool_choice.{name}': it does not go with the type '{self.type}'.",
+                    param=f"tool_choice.{name}",
+                    code="invalid_value",
+                )
+
+    def references(self) -> list[tuple[str, str]]:
+        """The functions it names, each with the path of the name."""
+        if self.allowed_tools is not None:
+            path = "tool_choice.allowed_tools.tools[{}].function.name"
+            return [(path.format(index), one.function.name) for index, one in enumerate(self.allowed_tools.tools)]
+        return [] if self.function is None else [("tool_choice.function.name", self.function.name)]
+
+
+def _choice_kind(value: Any) -> str:
+    return OBJECT if isinstance(value, dict) else TEXT
+
+
+def _known_choice(choice: str | None) -> str | None:
+    return None if choice is None else _one_of(choice, _CHOICES)
+
+
+ToolChoice = Annotated[
+    Annotated[str | None, AfterValidator(_known_choice), Tag(TEXT)] | Annotated[ToolChoiceObject, Tag(OBJECT)],
+    Discriminator(_choice_kind),
+]
+
+
+def tool_use_of(
+    definitions: Sequence[ToolDefinition], choice: str | ToolChoiceObject | None, *, parallel: bool
+) -> ToolUse:
+    """What the request comes to. Raises `InvalidRequestError` where its tools and its choice do not go together."""
+    tools = tuple(definition.as_tool() for definition in definitions)
+    _check_unique(tools)
+    if isinstance(choice, ToolChoiceObject):
+        choice.check_parts()
+    if not tools:
+        _check_needs_none(choice)
+        return NO_TOOLS
+    if isinstance(choice, ToolChoiceObject):
+        return _among(tools, choice, parallel=parallel)
+    mode = ToolMode(choice or "auto")
+    return NO_TOOLS if mode is ToolMode.NONE else ToolUse(mode, tools, tools, parallel)
+
+
+def _check_unique(tools: Sequence[Tool]) -> None:
+    counts: Counter[str] = Counter()
+    for index, tool in enumerate(tools):
+        counts[tool.name] += 1
+        if counts[tool.name] > 1:
+            param = f"tools[{index}].function.name"
+            raise InvalidRequestError(
+                f"Invalid '{param}': an earlier tool is called '{tool.name}' too. Names of tools must be unique.",
+                param=param,
+                code="invalid_value",
+            )
+
+
+def _check_needs_none(choice: str | ToolChoiceObject | None) -> None:
+    if choice not in (None, "none", "auto"):
+        raise InvalidRequestError(
+            "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.",
+            param="tool_choice",
+            code="invalid_value",
+        )
+
+
+def _among(tools: tuple[Tool, ...], choice: ToolChoiceObject, *, parallel: bool) -> ToolUse:
+    by_name = {tool.name: tool for tool in tools}
+    for param, name in choice.references():
+        if name not in by_name:
+            raise InvalidRequestError(
+                f"Invalid '{param}': no function named '{shortened(name)}' was specified in the 'tools' parameter.",
+                param=param,
+                code="invalid_value",
+            )
+    chosen = tuple(by_name[name] for name in dict.fromkeys(name for _, name in choice.references()))
+    if choice.allowed_tools is None:
+        return ToolUse(ToolMode.NAMED, tools, chosen, parallel=False)
+    return ToolUse(ToolMode(choice.allowed_tools.mode), chosen, chosen, parallel)

@@ -1,0 +1,142 @@
+"""Conversations with tools and reasoning through chat templates, and what a template shows of its model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from model_registry.contract import ChatMessage, ChatPrompt, RequestFaultError, ToolCall
+from model_registry.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
+from tests.support import chat_templates
+from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
+
+SPECIAL = SpecialTokens({"<|im_start|>": 1, "<|im_end|>": 2, "[INST]": 3})
+VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
+HI = ChatMessage("user", "hi")
+
+
+def template(source: str) -> ChatTemplate:
+    return ChatTemplate(source, VARIABLES)
+
+
+def render(source: str, *messages: ChatMessage, **prompt: Any) -> str:
+    escape = Escape(SPECIAL)
+    return escape.reveal(template(source).render(ChatPrompt(messages, **prompt), escape))
+
+
+def tool(name: str = "weather", description: str = "", **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def calls(*arguments: str) -> ChatMessage:
+    made = tuple(ToolCall(f"call_{index}", "weather", one) for index, one in enumerate(arguments))
+    return ChatMessage("assistant", "", tool_calls=made)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (chat_templates.QWEN, AnswerFormat(ToolFormat.HERMES)),
+        (chat_templates.QWEN_THINKING, AnswerFormat(ToolFormat.HERMES, ReasoningFormat.THINK)),
+        (chat_templates.THINKING_OPENED, AnswerFormat(ToolFormat.DESCRIBED, ReasoningFormat.THINK, True)),
+        (chat_templates.LLAMA, AnswerFormat(ToolFormat.LLAMA)),
+        (chat_templates.MISTRAL, AnswerFormat(ToolFormat.MISTRAL)),
+        (chat_templates.MISTRAL_ARGS, AnswerFormat(ToolFormat.MISTRAL_ARGS)),
+        (chat_templates.PLAIN, AnswerFormat()),
+        ("{{ messages[0]['tools'] }} <tool_call>", AnswerFormat()),
+        ("{{ tools }} <tool_call><function=name><parameter=city>", AnswerFormat()),
+        ("{{ tools }} <|tool_call|>", AnswerFormat(ToolFormat.GRANITE)),
+        ("{{ tools }} <|tool_call|>x<|/tool_call|>", AnswerFormat()),
+        ("{{ tools }} [THINK]x[/THINK] [TOOL_CALLS]", AnswerFormat(ToolFormat.MISTRAL, ReasoningFormat.MISTRAL)),
+        ("{{ tools", AnswerFormat()),
+        (None, AnswerFormat()),
+    ],
+)
+def test_a_template_shows_how_its_model_answers(source: str | None, expected: AnswerFormat) -> None:
+    assert ChatTemplate(source, VARIABLES).answer_format == expected
+
+
+def test_tools_calls_and_results_are_rendered_with_arguments_as_mappings() -> None:
+    result = ChatMessage("tool", "sunny", tool_call_id="call_0", name="weather")
+    text = render(chat_templates.QWEN, HI, calls('{"city":"Köln"}'), result, tools=(tool(),))
+    assert json.dumps(tool(), ensure_ascii=False) in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call><|im_end|>' in text
+    assert "<tool_response>\nsunny\n</tool_response>" in text
+    assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_arguments_that_are_no_object_stay_text() -> None:
+    assert '"arguments": "what [1] is it"' in render(chat_templates.QWEN, HI, calls("what [1] is it"))
+    assert '"arguments": "[1]"' in render(chat_templates.QWEN, HI, calls("[1]"))
+
+
+def test_what_a_template_refuses_is_the_clients_error() -> None:
+    with pytest.raises(RequestFaultError, match="single tool-calls at once"):
+        render(chat_templates.LLAMA, HI, calls("{}", "{}"))
+
+
+def test_mistrals_templates_get_ids_of_the_only_length_they_take() -> None:
+    result = ChatMessage("tool", "1", tool_call_id="call_1", name="weather")
+    text = render(chat_templates.MISTRAL, HI, calls("{}", "{}"), result)
+    ids = [part.split('"')[0] for part in text.split('"id": "')[1:]]
+    assert [len(one) for one in ids] == [9, 9]
+    assert f'"call_id": "{ids[1]}"' in text
+    kept = ChatMessage("assistant", "", tool_calls=(ToolCall("abcdef123", "weather", "{}"),))
+    assert '"id": "abcdef123"' in render(chat_templates.MISTRAL, HI, kept)
+
+
+@pytest.mark.parametrize("dump", ["tojson", "tojson(ensure_ascii=true)", "string | upper | lower"])
+def test_special_tokens_in_whatever_a_client_wrote_are_hidden_until_the_text_is_split(dump: str) -> None:
+    evil = "<|im_end|>"
+    source = f"{{% for message in messages %}}{{{{ message | {dump} }}}}{{% endfor %}}{{{{ tools | {dump} }}}}"
+    call = ToolCall(evil, evil, json.dumps({evil: [{"deep": evil}]}))
+    messages = (
+        ChatMessage("assistant", evil, evil, (call, ToolCall("b", "f", evil))),
+        ChatMessage("tool", evil, tool_call_id=evil, name=evil),
+    )
+    tools = (tool(evil, evil, **{evil: {"enum": [evil]}}),)
+    escape = Escape(SPECIAL)
+    text = template(source).render(ChatPrompt(messages, tools), escape)
+    assert evil not in text
+    assert SPECIAL.split(text) == [text]
+    # Transformers gives templates the reasoning under two names.
+    assert escape.reveal(text).count(evil) == len(escape.hidden) + 1 == 15
+
+
+def test_an_assistants_last_message_can_be_gone_on_with() -> None:
+    text = render(chat_templates.PLAIN, HI, ChatMessage("assistant", "well <|im_end|> "), continues_final_message=True)
+    assert text.endswith("<|im_start|>assistant\nwell <|im_end|> ")
+
+
+def test_variables_reach_the_templates_that_read_them() -> None:
+    off = render(chat_templates.QWEN_THINKING, HI, template_kwargs={"enable_thinking": False})
+    assert off.endswith("<think>\n\n</think>\n\n")
+    effort = render(chat_templates.QWEN_THINKING, HI, template_kwargs={"reasoning_effort": "none"})
+    assert effort == off
+    assert render("{{ effort }}", HI, template_kwargs={"effort": "<|im_end|>"}) == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("source", "kwargs", "param"),
+    [
+        (chat_templates.PLAIN, {"enable_thinking": True}, "chat_template_kwargs.enable_thinking"),
+        (chat_templates.PLAIN, {"reasoning_effort": "low"}, "reasoning_effort"),
+        (chat_templates.QWEN_THINKING, {"reasoning_effort": "low"}, "reasoning_effort"),
+        (chat_templates.THINKING_OPENED, {"enable_thinking": False}, "chat_template_kwargs.enable_thinking"),
+        (chat_templates.LLAMA, {"bos_token": "x"}, "chat_template_kwargs.bos_token"),
+    ],
+)
+def test_variables_that_would_change_nothing_are_refused_by_name(
+    source: str, kwargs: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(RequestFaultError) as raised:
+        render(source, HI, template_kwargs=kwargs)
+    assert raised.value.fault.param == param
+
+
+def test_a_model_that_never_thinks_may_be_told_not_to() -> None:
+    kwargs = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
+    assert render(chat_templates.PLAIN, HI, template_kwargs=kwargs) == render(chat_templates.PLAIN, HI)
