@@ -104,6 +104,15 @@ REASONING_SYNTAX: Final[Mapping[ReasoningFormat, ReasoningSyntax]] = {
 }
 
 
+MARKS: Final = frozenset(
+    (
+        *(mark for tools in TOOL_SYNTAX.values() for mark in tools.special_tokens),
+        *(mark for reasoning in REASONING_SYNTAX.values() for mark in reasoning.special_tokens),
+    )
+)
+"""Of all formats, those that vocabularies may have as special tokens, but that grammars spell as text."""
+
+
 class AnswerFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a model's answers are to be read."""
 

@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
 
 from model_registry.contract import Constraint, ConstraintKind, FaultKind, RequestFaultError
+from model_registry.tool_formats import MARKS
 from workers.engine.constraint import TokenConstraint
 from workers.engine.tokenizer import Tokenizer
 
@@ -94,8 +95,9 @@ class _Vocabulary:
         pieces = [tokenizer.piece(token_id) for token_id in range(tokenizer.vocab_size)]
         self.eos_token_id = min(tokenizer.eos_token_ids)
         self.tokens = [piece.text for piece in pieces]
-        self.special_token_ids = [token_id for token_id, piece in enumerate(pieces) if piece.is_special]
-        self._ids = {piece.text: token_id for token_id, piece in enumerate(pieces) if not piece.is_special}
+        is_hidden = [piece.is_special and piece.text.decode(errors="replace") not in MARKS for piece in pieces]
+        self.special_token_ids = [token_id for token_id, hidden in enumerate(is_hidden) if hidden]
+        self._ids = {piece.text: token_id for token_id, piece in enumerate(pieces) if not is_hidden[token_id]}
         self._max_piece_bytes = max(map(len, self._ids))
 
     def __call__(self, text: bytes) -> list[int]:

@@ -215,7 +215,7 @@ class OtherTokenizer(ByteTokenizer):
     missing = b""
 
     def piece(self, token_id: int) -> Piece:
-        pieces = {258: Piece(b"ab"), 259: Piece(b"bc")}
+        pieces = {256: Piece(b"[TOOL_CALLS]", is_special=True), 258: Piece(b"ab"), 259: Piece(b"bc")}
         if token_id < 256 and bytes([token_id]) in self.missing:
             return Piece(b"<unused>", is_special=True)
         return pieces.get(token_id) or super().piece(token_id)
@@ -244,3 +244,10 @@ def test_special_tokens_are_no_text() -> None:
     assert _may_come(place, ord("<"))
     assert not _may_come(place, 256)
     assert not _may_come(place, END_OF_SEQUENCE)
+
+
+def test_the_marks_of_tool_calls_are_text_also_where_a_vocabulary_has_them_as_special_tokens() -> None:
+    place = GrammarCompiler(OtherTokenizer()).compile(regex(r"\[TOOL_CALLS\]abc"))
+    assert [token_id for token_id in range(260) if _may_come(place, token_id)] == [256]
+    place.accept(256)
+    assert [token_id for token_id in range(260) if _may_come(place, token_id)] == [258]
