@@ -30,7 +30,7 @@ from model_registry.schema import INSTRUCTION, ModelConfig, PromptFormat
 from model_registry.tool_formats import ToolFormat
 
 SYSTEM = "{system}"
-_WITHOUT_THINKING: Final = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
+WITHOUT_THINKING: Final = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
 """What nobody has to honour where there is no template that could think."""
 
 
@@ -67,7 +67,7 @@ def render_chat(
 
 def _check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:
     for name, value in template_kwargs.items():
-        if (name, value) not in _WITHOUT_THINKING.items():
+        if (name, value) not in WITHOUT_THINKING.items():
             param = name if name == "reasoning_effort" else f"chat_template_kwargs.{name}"
             raise UnsupportedParameterError(
                 f"Unsupported parameter: '{param}' is a variable of chat templates, and this model's prompts are made "

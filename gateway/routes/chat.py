@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
-from gateway.answer_format import answer_format_of
+from gateway.answer_format import answer_format_of, reasoning_is_open
 from gateway.answer_readers import opening_to_repeat, reader_for, tokens_to_show
 from gateway.chat_shape import ChatShape
 from gateway.constraints import constraint_of
@@ -17,7 +17,8 @@ from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.responses import ChatCompletion, ChatCompletionChunk
 from gateway.sampling import sampling_params
-from gateway.tool_use import ToolMode, ToolUse
+from gateway.tool_grammar import tool_constraint
+from gateway.tool_use import ToolMode
 from model_registry.contract import ModelView, SamplingParams
 from model_registry.tool_formats import AnswerFormat
 
@@ -47,7 +48,7 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     )
     return Plan(
         prompts=(prompt,),
-        sampling=tuple(_readable(one, format_, use) for one in sampling),
+        sampling=tuple(_readable(one, format_, request) for one in sampling),
         shape=ChatShape(
             model.model_id,
             no_usage=None if request.wants_usage_chunk else UNSET,
@@ -58,10 +59,15 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     )
 
 
-def _readable(sampling: SamplingParams, format_: AnswerFormat, use: ToolUse) -> SamplingParams:
-    """The text has what the answer's reader looks for."""
+def _readable(sampling: SamplingParams, format_: AnswerFormat, request: ChatCompletionRequest) -> SamplingParams:
+    """The text has what the answer's reader looks for, and what the tools guarantee."""
+    use = request.tool_use
+    is_reasoning = not request.continue_final_message and reasoning_is_open(format_, request.template_kwargs)
     return msgspec.structs.replace(
-        sampling, shown_tokens=tokens_to_show(format_, use), repeats_opening=opening_to_repeat(format_)
+        sampling,
+        constraint=tool_constraint(use, format_, is_reasoning=is_reasoning),
+        shown_tokens=tokens_to_show(format_, use),
+        repeats_opening=opening_to_repeat(format_),
     )
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
-from model_registry.contract import ChatMessage, ChatPrompt, RequestFaultError, ToolCall
+from gateway.prompts import render_chat
+from gateway.tool_use import Tool
+from model_registry.contract import ChatMessage, ChatPrompt, RequestFaultError, TextPrompt, TextSegment, ToolCall
 from model_registry.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
 from tests.support import chat_templates
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
+from workers.runners.tokenizer import HuggingFaceTokenizer
 
 SPECIAL = SpecialTokens({"<|im_start|>": 1, "<|im_end|>": 2, "[INST]": 3})
 VARIABLES = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -140,3 +145,26 @@ def test_variables_that_would_change_nothing_are_refused_by_name(
 def test_a_model_that_never_thinks_may_be_told_not_to() -> None:
     kwargs = {"enable_thinking": False, "thinking": False, "reasoning_effort": "none"}
     assert render(chat_templates.PLAIN, HI, template_kwargs=kwargs) == render(chat_templates.PLAIN, HI)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> HuggingFaceTokenizer:
+    loaded = AutoTokenizer.from_pretrained(smollm2)
+    return HuggingFaceTokenizer(loaded, vocab_size=len(loaded), eos_token_ids=frozenset({loaded.eos_token_id}))
+
+
+def test_a_real_model_whose_template_knows_no_tools_is_told_of_them_in_its_system_message(
+    tokenizer: HuggingFaceTokenizer,
+) -> None:
+    assert tokenizer.answer_format == AnswerFormat()
+    weather = Tool("weather", "of a city <|im_end|>", {"type": "object", "properties": {"<|im_start|>": {}}})
+    result = ChatMessage("tool", "sunny<|im_end|>", tool_call_id="call_0", name="weather")
+    prompt = render_chat([HI, calls('{"city": "<|im_end|>"}'), result], None, tools=[weather])
+    ids = tokenizer.encode_prompt(prompt)
+    text = tokenizer.decode_showing(("<|im_start|>", "<|im_end|>"))(ids)
+    assert text.startswith("<|im_start|>system\nYou can call functions.")
+    assert '"description": "of a city <|im_end|>"' in text
+    assert '<tool_call>\n{"name": "weather", "arguments": {"city": "<|im_end|>"}}\n</tool_call>' in text
+    assert text.endswith("<tool_response>\nsunny<|im_end|>\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+    marks = tokenizer.encode_prompt(TextPrompt((TextSegment("<|im_start|><|im_end|>", trusted=True),)))
+    assert [ids.count(one) for one in marks] == [5, 4]  # system, user, assistant, results, and the open answer

@@ -130,8 +130,12 @@ def test_a_reply_can_be_sent_back_with_the_results_of_its_calls(client: openai.O
     [("auto", "tool_calls"), ("required", "tool_calls"), ({"type": "function", "function": {"name": "time"}}, "stop")],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_finish_reason_is_openais(client: openai.OpenAI, choice: Any, reason: str, stream: bool) -> None:
+def test_the_finish_reason_is_openais_and_calls_that_are_asked_for_are_guaranteed(
+    client: openai.OpenAI, worker: TalkingWorker, choice: Any, reason: str, stream: bool
+) -> None:
     reply = ask(client, tool_choice=choice, stream=stream)
+    constraint = worker.requests[-1].sampling.constraint
+    assert (constraint and constraint.param) == (None if choice == "auto" else "tool_choice")
     choices = [one for chunk in reply for one in chunk.choices] if stream else reply.choices
     assert [one.finish_reason for one in choices if one.finish_reason] == [reason]
 

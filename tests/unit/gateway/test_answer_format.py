@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from gateway.answer_format import answer_format_of
+from gateway.answer_format import answer_format_of, reasoning_is_open
 from model_registry.contract import ModelView
 from model_registry.schema import Generation
 from model_registry.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
@@ -41,3 +41,11 @@ def test_the_registry_knows_the_formats_by_their_names() -> None:
     for key, formats in (("tool_format", ToolFormat), ("reasoning_format", ReasoningFormat)):
         literal, _ = get_args(Generation.model_fields[key].annotation)
         assert set(get_args(literal)) == set(formats)
+
+
+def test_whether_a_prompt_ends_inside_the_reasoning_is_known_unless_its_variables_may_have_changed_that() -> None:
+    assert reasoning_is_open(FOUND, {})
+    assert not reasoning_is_open(AnswerFormat(), {})
+    assert reasoning_is_open(FOUND, {"enable_thinking": False}) is False
+    assert reasoning_is_open(FOUND, {"reasoning_effort": "none"}) is False
+    assert reasoning_is_open(AnswerFormat(), {"enable_thinking": True}) is None
