@@ -136,6 +136,11 @@ class ChatPrompt(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):
 Prompt = TextPrompt | InfillPrompt | TokenPrompt | ChatPrompt
 
 
+JSON_WHITESPACE: Final = r"[ \t\n\r]{1,32}"
+"""Between the parts of a JSON text that is constrained. Without a bound, a small model goes on with spaces until its
+last token."""
+
+
 class ConstraintKind(StrEnum):
     """How a `Constraint` says what is allowed."""
 

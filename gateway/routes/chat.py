@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import UNSET
 
 from gateway.answer_format import answer_format_of, reasoning_is_open
+from gateway.answer_grammar import answer_constraint
 from gateway.answer_readers import opening_to_repeat, reader_for, tokens_to_show
 from gateway.chat_shape import ChatShape
 from gateway.constraints import constraint_of
@@ -17,7 +18,6 @@ from gateway.prompts import check_num_words, render_chat
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.responses import ChatCompletion, ChatCompletionChunk
 from gateway.sampling import sampling_params
-from gateway.tool_grammar import tool_constraint
 from gateway.tool_use import ToolMode
 from model_registry.contract import ModelView, SamplingParams
 from model_registry.tool_formats import AnswerFormat
@@ -65,7 +65,7 @@ def _readable(sampling: SamplingParams, format_: AnswerFormat, request: ChatComp
     is_reasoning = not request.continue_final_message and reasoning_is_open(format_, request.template_kwargs)
     return msgspec.structs.replace(
         sampling,
-        constraint=tool_constraint(use, format_, is_reasoning=is_reasoning),
+        constraint=answer_constraint(use, format_, sampling.constraint, is_reasoning=is_reasoning),
         shown_tokens=tokens_to_show(format_, use),
         repeats_opening=opening_to_repeat(format_),
     )

@@ -13,7 +13,7 @@ from typing import Final
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
 
-from model_registry.contract import Constraint, ConstraintKind, FaultKind, RequestFaultError
+from model_registry.contract import JSON_WHITESPACE, Constraint, ConstraintKind, FaultKind, RequestFaultError
 from model_registry.tool_formats import MARKS
 from workers.engine.constraint import TokenConstraint
 from workers.engine.tokenizer import Tokenizer
@@ -22,8 +22,6 @@ MAX_CACHED_GRAMMARS: Final = 64
 MAX_MESSAGE_CHARS: Final = 300
 LIMITS: Final = LLParserLimits(verbose_errors=False)
 """llguidance's own: about 20 ms to build a grammar's lexer and 15 ms for a mask, and half a million symbols."""
-JSON_WHITESPACE: Final = r"[ \t\n\r]{1,32}"
-"""Between the parts of a JSON text. Without a bound, a small model goes on with spaces until its last token."""
 
 
 class GrammarCompiler:

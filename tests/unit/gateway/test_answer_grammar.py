@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.answer import Answer
+from gateway.answer_grammar import answer_constraint
 from gateway.answer_readers import reader_for
-from gateway.tool_grammar import tool_constraint
+from gateway.errors import InvalidRequestError
 from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
-from model_registry.contract import ConstraintKind
+from model_registry.contract import Constraint, ConstraintKind
 from model_registry.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
 from tests.support.grammars import takes
 
@@ -33,7 +34,7 @@ FORMATS = list(ToolFormat)
 
 
 def grammar(use: ToolUse, format_: AnswerFormat = PLAIN, *, is_reasoning: bool | None = False) -> str:
-    constraint = tool_constraint(use, format_, is_reasoning=is_reasoning)
+    constraint = answer_constraint(use, format_, None, is_reasoning=is_reasoning)
     assert constraint is not None
     assert constraint.kind is ConstraintKind.GRAMMAR
     return constraint.source
@@ -60,13 +61,13 @@ TWO = (ONE, ("time", "{}"))
 
 
 def test_answers_are_free_without_tools_and_with_tools_that_are_not_strict() -> None:
-    assert tool_constraint(NO_TOOLS, PLAIN, is_reasoning=False) is None
-    assert tool_constraint(ToolUse(ToolMode.AUTO, (TIME,), (TIME,)), PLAIN, is_reasoning=False) is None
+    assert answer_constraint(NO_TOOLS, PLAIN, None, is_reasoning=False) is None
+    assert answer_constraint(ToolUse(ToolMode.AUTO, (TIME,), (TIME,)), PLAIN, None, is_reasoning=False) is None
 
 
 def test_a_constraint_names_the_field_that_asked_for_it() -> None:
     for use, param in ((REQUIRED, "tool_choice"), (AUTO, "tools")):
-        constraint = tool_constraint(use, PLAIN, is_reasoning=False)
+        constraint = answer_constraint(use, PLAIN, None, is_reasoning=False)
         assert constraint is not None
         assert constraint.param == param
 
@@ -173,3 +174,56 @@ def test_what_the_grammar_takes_the_reader_reads(format_: ToolFormat, is_auto: b
     reader = reader_for(AnswerFormat(format_), use)
     answer = Answer() + reader.feed(text) + reader.finish()
     assert (answer.content, [(call.name, call.arguments) for call in answer.tool_calls]) == ("", calls)
+
+
+PERSON = Constraint(
+    kind=ConstraintKind.JSON_SCHEMA,
+    source=json.dumps({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}),
+    param="response_format.json_schema.schema",
+)
+PATH = Constraint(kind=ConstraintKind.REGEX, source=r"(/[a-z]+|\/[0-9]+)+\n?", param="structured_outputs.regex")
+RULES = Constraint(
+    kind=ConstraintKind.GRAMMAR, source='start: "x" start | y\ny: "y"', param="structured_outputs.grammar"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(PERSON, '{"name":\n "Ada"}'), (PATH, "/usr/5\n"), (PATH, "/a"), (RULES, "xxy")]
+)
+def test_a_form_of_the_content_holds_behind_the_reasoning_and_beside_calls(content: Constraint, text: str) -> None:
+    call = written(ToolFormat.HERMES, ONE)
+    for use, format_, is_reasoning, before in (
+        (NO_TOOLS, THINKING, True, "I think </think>\n\n"),
+        (NO_TOOLS, THINKING, False, "<think>so</think>"),
+        (NO_TOOLS, THINKING, False, ""),
+        (NO_TOOLS, THINKING, None, ""),
+        (AUTO, PLAIN, False, ""),
+        (AUTO, THINKING, True, "hm</think>"),
+    ):
+        constraint = answer_constraint(use, format_, content, is_reasoning=is_reasoning)
+        assert constraint is not None
+        assert constraint.param == content.param
+        assert takes(constraint.source, before + text)
+        assert not takes(constraint.source, before + "anything")
+        assert takes(constraint.source, before + call) == bool(use)
+
+
+def test_a_form_of_the_content_is_itself_where_nothing_else_may_come_and_nothing_where_calls_must() -> None:
+    assert answer_constraint(NO_TOOLS, PLAIN, PERSON, is_reasoning=False) is PERSON
+    required = answer_constraint(REQUIRED, PLAIN, PERSON, is_reasoning=False)
+    assert required == answer_constraint(REQUIRED, PLAIN, None, is_reasoning=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        (ConstraintKind.GRAMMAR, 'root ::= "x"'),
+        (ConstraintKind.JSON_SCHEMA, "{"),
+        (ConstraintKind.JSON_SCHEMA, "[]"),
+    ],
+)
+def test_what_cannot_be_part_of_another_grammar_is_refused_by_name(kind: ConstraintKind, source: str) -> None:
+    content = Constraint(kind=kind, source=source, param="structured_outputs.it")
+    with pytest.raises(InvalidRequestError) as raised:
+        answer_constraint(AUTO, PLAIN, content, is_reasoning=False)
+    assert raised.value.param == "structured_outputs.it"

@@ -1,4 +1,5 @@
-"""What an answer with tools has to be, as a grammar: the guarantee behind `required`, named and strict tools.
+"""What an answer with parts has to be, as a grammar: the guarantee behind `required`, named and strict tools, and behind
+a form of the text where reasoning comes before it or calls may stand in its place.
 
 Pure: writes llguidance's dialect of Lark, and compiles nothing. Marks are text in it, to be matched by their bytes.
 JSON is written as models write it, with one space behind commas and colons and no other, so that nobody can go on with
@@ -8,57 +9,126 @@ white space for ever.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.errors import InvalidRequestError
 from gateway.tool_use import Tool, ToolMode, ToolUse
-from model_registry.contract import Constraint, ConstraintKind
+from model_registry.contract import JSON_WHITESPACE, Constraint, ConstraintKind
 from model_registry.tool_formats import (
     REASONING_SYNTAX,
     TOOL_SYNTAX,
     AnswerFormat,
     CallForm,
+    ReasoningFormat,
     ReasoningSyntax,
     ToolSyntax,
 )
 
 _JSON_STYLE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY: Final = r"(?s:.*)"
+_LARK: Final = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
+"""How llguidance tells its notation from llama.cpp's."""
 _MAX_GAP: Final = 2
 """Line breaks between reasoning and answer."""
 
 
-def tool_constraint(use: ToolUse, format_: AnswerFormat, *, is_reasoning: bool | None) -> Constraint | None:
-    """None where the answer may be anything. `is_reasoning`: the prompt has opened the reasoning; None: who knows."""
+def answer_constraint(
+    use: ToolUse, format_: AnswerFormat, content: Constraint | None, *, is_reasoning: bool | None
+) -> Constraint | None:
+    """What calls and content must be together; `content` says it of the text of an answer that makes no calls.
+
+    None where the answer may be anything. `is_reasoning`: the prompt has opened the reasoning; None: who knows. Raises
+    `InvalidRequestError` for a form of the content that cannot be part of another grammar.
+    """
+    if content is None or use.mode in (ToolMode.REQUIRED, ToolMode.NAMED):
+        return _tool_constraint(use, format_, is_reasoning)
+    if not use and format_.reasoning is ReasoningFormat.NONE:
+        return content
+    is_open = format_.opens_reasoning if is_reasoning is None else is_reasoning
+    rules = [*_forced(format_, is_open, "answer"), f"content: {_nested(content)}", f"ANY: /{_ANY}/"]
+    if use:
+        rules += ["answer: content | calls", *_calls(use, format_)]
+    else:
+        rules.append("answer: content")
+    return Constraint(kind=ConstraintKind.GRAMMAR, source="\n".join(rules), param=content.param)
+
+
+def _nested(content: Constraint) -> str:
+    """As the right side of a rule. Raises `InvalidRequestError`."""
+    match content.kind:
+        case ConstraintKind.JSON_SCHEMA:
+            return (
+                f"%json {json.dumps(_json_object(content) | {'x-guidance': {'whitespace_pattern': JSON_WHITESPACE}})}"
+            )
+        case ConstraintKind.REGEX:
+            return f"/{_between_slashes(content.source)}/"
+        case ConstraintKind.GRAMMAR:
+            if not _LARK.search(content.source):
+                raise InvalidRequestError(
+                    f"Invalid '{content.param}': with tools, and for models that reason, a grammar has to be in Lark's "
+                    "notation, with a rule 'start: …'.",
+                    param=content.param,
+                    code="invalid_value",
+                )
+            return f"%lark {{\n{content.source}\n}}"
+
+
+def _json_object(content: Constraint) -> dict[str, Any]:
+    try:
+        schema = json.loads(content.source)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"Invalid '{content.param}': it is not valid JSON: {error}.", param=content.param, code="invalid_value"
+        ) from None
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(
+            f"Invalid '{content.param}': a schema is an object.", param=content.param, code="invalid_value"
+        )
+    return schema
+
+
+def _between_slashes(pattern: str) -> str:
+    """A regular expression as Lark has one; an escaped slash means the same in it."""
+    return re.sub(r"(\\.)|/", lambda match: match[1] or r"\/", pattern, flags=re.DOTALL).replace("\n", r"\n")
+
+
+def _tool_constraint(use: ToolUse, format_: AnswerFormat, is_reasoning: bool | None) -> Constraint | None:
+    """Of an answer whose content may be any text."""
     if not use or (use.mode is ToolMode.AUTO and not any(tool.strict for tool in use.callable)):
         return None
     syntax = TOOL_SYNTAX[format_.tools]
-    calls = _CALLS[syntax.form](syntax, use)
     is_free = use.mode is ToolMode.AUTO
     rules = [
-        *(_free(format_, is_reasoning) if is_free else _forced(format_, is_reasoning)),
-        *calls,
-        *(f"arguments_{index}: %json {_schema(tool)}" for index, tool in enumerate(use.callable)),
+        *(_free(format_, is_reasoning) if is_free else _forced(format_, is_reasoning, "calls")),
+        *_calls(use, format_),
         f"ANY: /{_ANY}/",
         f"TEXT: {_text_without_calls(syntax)}",
     ]
     return Constraint(kind=ConstraintKind.GRAMMAR, source="\n".join(rules), param="tools" if is_free else "tool_choice")
 
 
+def _calls(use: ToolUse, format_: AnswerFormat) -> list[str]:
+    syntax = TOOL_SYNTAX[format_.tools]
+    arguments = (f"arguments_{index}: %json {_schema(tool)}" for index, tool in enumerate(use.callable))
+    return [*_CALLS[syntax.form](syntax, use), *arguments]
+
+
 # What comes before the calls. Where two terminals may go on, llguidance's lexer takes the one that goes on longest, so
 # text that may be something else must not be able to hold it.
 
 
-def _forced(format_: AnswerFormat, is_reasoning: bool | None) -> list[str]:
-    """Reasoning that was opened has to be closed; other need not be there. Then calls."""
+def _forced(format_: AnswerFormat, is_reasoning: bool | None, then: str) -> list[str]:
+    """Reasoning that was opened has to be closed; other need not be there. Then what that rule says."""
     syntax = REASONING_SYNTAX.get(format_.reasoning)
     if syntax is None:
-        return ["start: calls"]
+        return [f"start: {then}"]
     if is_reasoning:
-        return ["start: thought calls", *_thought(syntax, "ANY")]
+        return [f"start: thought {then}", *_thought(syntax, "ANY")]
     if is_reasoning is None:
-        return ["start: thought? calls", *_thought(syntax, "TEXT")]
-    return [f"start: ({_text(syntax.opening)} thought)? calls", *_thought(syntax, "ANY")]
+        return [f"start: thought? {then}", *_thought(syntax, "TEXT")]
+    return [f"start: ({_text(syntax.opening)} thought)? {then}", *_thought(syntax, "ANY")]
 
 
 def _free(format_: AnswerFormat, is_reasoning: bool | None) -> list[str]:
