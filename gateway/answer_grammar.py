@@ -1,5 +1,5 @@
-"""What an answer with parts has to be, as a grammar: the guarantee behind `required`, named and strict tools, and behind
-a form of the text where reasoning comes before it or calls may stand in its place.
+"""What an answer with parts has to be, as a grammar: the guarantee behind `required`, named and strict tools, and
+behind a form of the text where reasoning comes before it or calls may stand in its place.
 
 Pure: writes llguidance's dialect of Lark, and compiles nothing. Marks are text in it, to be matched by their bytes.
 JSON is written as models write it, with one space behind commas and colons and no other, so that nobody can go on with
