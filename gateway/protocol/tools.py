@@ -94,10 +94,14 @@ def _one_of(value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def _kind_of_choice(kind: str) -> str:
+    return _of_functions(kind) if kind == "custom" else _one_of(kind, ("function", "allowed_tools"))
+
+
 class ToolChoiceObject(RequestModel):
     """A function by its name, or those that are allowed."""
 
-    type: Annotated[str, AfterValidator(lambda kind: _one_of(kind, ("function", "allowed_tools")))]
+    type: Annotated[str, AfterValidator(_kind_of_choice)]
     function: FunctionReference | None = None
     allowed_tools: AllowedTools | None = None
 
