@@ -50,6 +50,7 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"input": [{"type": "function_call_output", "output": ""}]}, "missing_required_parameter", "input[0].call_id"),
         ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "unsupported_parameter",
          "input[0].encrypted_content"),
+        ({"input": [{"id": "msg_1"}] * 1025}, "invalid_value", "input"),
         ({"max_output_tokens": 0}, "integer_below_min_value", "max_output_tokens"),
         ({"max_tokens": 5}, "unknown_parameter", "max_tokens"),
         ({"n": 2}, "unknown_parameter", "n"),
