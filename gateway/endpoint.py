@@ -18,6 +18,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from gateway.answer import AnswerReader, PlainReader
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError, ServerError
@@ -90,6 +91,8 @@ class Plan:
     sampling: tuple[SamplingParams, ...]
     """Of each sequence that is made of each prompt."""
     shape: ReplyShape
+    new_reader: Callable[[], AnswerReader] = PlainReader
+    """Makes what finds the parts of one sequence's answer."""
 
     def begin(self, stream: OutputStream, request: GenerationFields) -> Completion:
         return Completion(
@@ -97,6 +100,7 @@ class Plan:
             self.shape,
             Layout(len(self.prompts), len(self.sampling), request.num_choices),
             usage_chunk=request.wants_usage_chunk,
+            new_reader=self.new_reader,
         )
 
 
