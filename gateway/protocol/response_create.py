@@ -190,7 +190,19 @@ class ResponseRequest(SamplingFields):
                 param="input",
                 code="invalid_value",
             )
+        self._check_names()
         self._check_tool_choice()
+
+    def _check_names(self) -> None:
+        names: set[str] = set()
+        for index, tool in enumerate(self.tools or ()):
+            if tool.name in names:
+                raise InvalidRequestError(
+                    f"Invalid 'tools[{index}].name': an earlier tool is called '{tool.name}' too.",
+                    param=f"tools[{index}].name",
+                    code="invalid_value",
+                )
+            names.add(tool.name)
 
     def _check_tool_choice(self) -> None:
         if self.tool_choice in (None, "none", "auto"):

@@ -73,6 +73,7 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"reasoning": {"summary": "detailed"}}, "unsupported_parameter", "reasoning.summary"),
         ({"tools": [{"type": "web_search"}]}, "unsupported_value", "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].name"),
+        ({"tools": [TOOL, TOOL]}, "invalid_value", "tools[1].name"),
         ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
         ({"tool_choice": "perhaps"}, "invalid_value", "tool_choice"),
         ({"tool_choice": {"type": "mcp"}}, "unsupported_value", "tool_choice.type"),
