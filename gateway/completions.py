@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.answer import Answer, AnswerDelta, AnswerReader, PlainReader
+from gateway.framing import CHUNK_EVENTS
 from gateway.logprobs import TokenTrail, ToldToken
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import Chunk, FinishReasonName, PromptTokensDetails, Reply, Usage
-from gateway.sse import CHUNK_EVENTS
 from model_registry import contract
 from model_registry.contract import FinishReason, SequenceOutput
 

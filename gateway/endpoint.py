@@ -24,6 +24,7 @@ from gateway.client import CLIENT_CLOSED_REQUEST, parsed, recorded, unless_gone
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError
+from gateway.framing import Framing
 from gateway.metrics import Metrics, RequestRecord
 from gateway.output_stream import OutputStream
 from gateway.protocol import openapi
@@ -31,7 +32,7 @@ from gateway.protocol.fields import GenerationFields, SamplingFields
 from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
 from gateway.settings import GatewaySettings
-from gateway.sse import EventStream, Framing, events
+from gateway.sse import EventStream, events
 from gateway.ticket import Submission
 from model_registry.contract import FinishReason, ModelView, Prompt, SamplingParams
 

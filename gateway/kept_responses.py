@@ -7,8 +7,9 @@ copy: where the store fails, the response says that it is not kept. Used by the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Final
 
 import msgspec
@@ -60,30 +61,16 @@ class KeptResponses:
         try:
             chain = await self._conversation(previous_id, max_bytes=self._max_conversation_bytes, renew=True)
         except ConversationTooLongError as error:
-            raise ContextLengthExceededError(
-                f"The conversation up to '{previous_id}' has {error.num_bytes} bytes, more than the "
-                f"{self._max_conversation_bytes} that are read at once. Begin a new one with what matters of it.",
-                param="previous_response_id",
-            ) from None
+            what = f"The conversation up to '{previous_id}'"
+            raise self._too_long(what, error.num_bytes, param="previous_response_id") from None
         if not chain:
             raise PreviousResponseNotFoundError(previous_id, self._why_not)
         return [item for one in chain for item in parse_items(_all_items(one))]
 
-    async def follow(self, items: Iterable[InputItem]) -> list[KeptItem]:
+    async def follow(self, items: Sequence[InputItem]) -> list[KeptItem]:
         """The items, with those that references refer to in their places. Raises `ApiError`."""
-        found: dict[str | None, dict[str, Json]] = {None: {}}
-        followed: list[KeptItem] = []
-        for item in items:
-            if isinstance(item, KeptItem):
-                followed.append(item)
-            elif isinstance(item, ItemReference):
-                response_id = response_of(item.id)
-                if response_id is not None and response_id not in found:
-                    found[response_id] = await self._items_of(response_id)
-                if item.id not in found[response_id]:
-                    raise ItemNotFoundError(item.id, self._why_not)
-                followed += parse_items([found[response_id][item.id]])
-        return followed
+        referred = iter(await self._referred([item.id for item in items if isinstance(item, ItemReference)]))
+        return [item if isinstance(item, KeptItem) else next(referred) for item in items]
 
     async def keep(self, response: Response, input_items: Sequence[KeptItem]) -> Response:
         """The response, which says whether it is kept."""
@@ -139,9 +126,31 @@ class KeptResponses:
                 return ()
             return await self._store.conversation(response_id, max_bytes=max_bytes, renew=renew)
 
-    async def _items_of(self, response_id: str) -> dict[str, Json]:
+    async def _referred(self, item_ids: Sequence[str]) -> list[KeptItem]:
+        """One response is read at a time: references to its items mostly follow each other."""
+        referred: list[Json] = []
+        num_bytes = 0
+        for response_id, ids in groupby(item_ids, response_of):
+            items = await self._items_of(response_id)
+            for item_id in ids:
+                if item_id not in items:
+                    raise ItemNotFoundError(item_id, self._why_not)
+                num_bytes += len(encode(items[item_id]))
+                if num_bytes > self._max_conversation_bytes:
+                    raise self._too_long("What 'input' refers to", num_bytes, param="input")
+                referred.append(items[item_id])
+        return parse_items(referred)
+
+    def _too_long(self, what: str, num_bytes: int, *, param: str) -> ContextLengthExceededError:
+        return ContextLengthExceededError(
+            f"{what} has {num_bytes} bytes, more than the {self._max_conversation_bytes} that a request may have. "
+            "Begin a new conversation with what matters of it.",
+            param=param,
+        )
+
+    async def _items_of(self, response_id: str | None) -> dict[str, Json]:
         """By their ids."""
-        kept = await self._get(response_id)
+        kept = None if response_id is None else await self._get(response_id)
         return {} if kept is None else {item["id"]: item for item in _all_items(kept)}
 
 

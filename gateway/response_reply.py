@@ -14,6 +14,7 @@ import msgspec
 from gateway.answer import AnswerReader, PlainReader
 from gateway.completions import Answering, Layout
 from gateway.errors import ApiError, InvalidRequestError, QueueFullError
+from gateway.framing import event as framed
 from gateway.output_stream import OutputStream
 from gateway.output_writer import OutputWriter
 from gateway.protocol.response_objects import (
@@ -32,7 +33,6 @@ from gateway.protocol.response_objects import (
     ResponseError,
     ResponseUsage,
 )
-from gateway.sse import event as framed
 
 Keep = Callable[[Response], Awaitable[Response]]
 """Keeps a finished response where that is wanted, and says in the response whether it did."""

@@ -1,7 +1,6 @@
-"""Server-sent events: chunks to bytes on the wire, with keep-alive comments and a cut for clients that stop reading.
+"""Server-sent events: chunks to a response, with keep-alive comments and a cut for clients that stop reading.
 
-Knows OpenAI's framing of chunks (`data: {json}`, an error object as the last event, else `[DONE]`) and sse-starlette;
-not what is in a chunk. Replies whose events have names bring a `Framing` of their own. Used by the generation endpoint.
+Knows sse-starlette; not what is in a chunk, nor how it is put on the wire. Used by the generation endpoint.
 """
 
 from __future__ import annotations
@@ -9,69 +8,26 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
-import msgspec
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ApiError, ServerError
-from gateway.protocol.responses import Chunk, encode
+from gateway.framing import Framing
 
 logger = logging.getLogger(__name__)
 
-DONE: Final = b"data: [DONE]\n\n"
 _HEADERS: Final = {"Cache-Control": "no-cache"}
-_LINE_BREAKS: Final = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
-"""No line breaks in server-sent events, but in the eyes of clients that split text by Unicode's rules."""
+
+ChunkT = TypeVar("ChunkT")
 
 
 def configure_library() -> None:
     """Undoes what sse-starlette does by itself: ending all streams at SIGTERM, logging every chunk at DEBUG."""
     AppStatus.enable_automatic_graceful_drain = False
     logging.getLogger("sse_starlette").setLevel(logging.INFO)
-
-
-def event(data: msgspec.Struct | dict[str, Any], name: str = "") -> bytes:
-    """One event whose data is one line of JSON."""
-    line = encode(data)
-    for char, escape in _LINE_BREAKS:
-        line = line.replace(char, escape)
-    return (f"event: {name}\n".encode() if name else b"") + b"data: " + line + b"\n\n"
-
-
-ChunkT_contra = TypeVar("ChunkT_contra", contravariant=True)
-
-
-class Framing(Protocol[ChunkT_contra]):
-    """How one kind of reply puts its chunks on the wire."""
-
-    def encode(self, chunk: ChunkT_contra) -> bytes: ...
-
-    def error(self, error: ApiError) -> bytes:
-        """The end of a stream that failed: nobody may take it as whole."""
-
-    def end(self) -> bytes:
-        """What is sent after the last chunk."""
-
-
-class ChunkEvents:
-    """Events without names; after an error, one error event and no `[DONE]`."""
-
-    def encode(self, chunk: Chunk) -> bytes:
-        return event(chunk)
-
-    def error(self, error: ApiError) -> bytes:
-        return event(error.to_body())
-
-    def end(self) -> bytes:
-        return DONE
-
-
-CHUNK_EVENTS: Final = ChunkEvents()
-
-ChunkT = TypeVar("ChunkT")
 
 
 async def events(

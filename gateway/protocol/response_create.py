@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.chat import MAX_TOP_LOGPROBS
 from gateway.protocol.fields import INT32_MAX, NO_EFFECT, SamplingFields, check_stream_options
-from gateway.protocol.response_items import InputItem, Message
+from gateway.protocol.response_items import InputItem, ItemReference, Message
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, tag, text_or_list
 
 LOGPROBS = "message.output_text.logprobs"
@@ -20,6 +20,7 @@ INCLUDABLE = (
 )  # fmt: skip
 """All but the logprobs say nothing here: there are no such items, and reasoning is told in the clear."""
 
+MAX_REFERENCES = 1024
 MAX_METADATA = 16
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 _WITHOUT_EFFECT = {name: why for name, why in NO_EFFECT.items() if name not in ("metadata", "store")}
@@ -182,7 +183,26 @@ class ResponseRequest(SamplingFields):
                 param="top_logprobs",
                 code="invalid_value",
             )
+        num_references = sum(isinstance(item, ItemReference) for item in self.items)
+        if num_references > MAX_REFERENCES:
+            raise InvalidRequestError(
+                f"Invalid 'input': {num_references} references to items, more than {MAX_REFERENCES}. Send the items.",
+                param="input",
+                code="invalid_value",
+            )
+        self._check_names()
         self._check_tool_choice()
+
+    def _check_names(self) -> None:
+        names: set[str] = set()
+        for index, tool in enumerate(self.tools or ()):
+            if tool.name in names:
+                raise InvalidRequestError(
+                    f"Invalid 'tools[{index}].name': an earlier tool is called '{tool.name}' too.",
+                    param=f"tools[{index}].name",
+                    code="invalid_value",
+                )
+            names.add(tool.name)
 
     def _check_tool_choice(self) -> None:
         if self.tool_choice in (None, "none", "auto"):

@@ -90,6 +90,15 @@ async def test_a_reference_to_nothing_is_an_error(kept: KeptResponses, item_id: 
         assert (caught.value.status, caught.value.param) == (404, "input")
 
 
+async def test_an_item_may_not_be_referred_to_without_end(kept: KeptResponses) -> None:
+    response = await kept.keep(finished("x" * 1_000), [said("Hi.")])
+    reference = ItemReference(id=response.output[0].id)
+    assert len(await kept.follow([reference] * 2)) == 2
+    with pytest.raises(ContextLengthExceededError, match="more than the 3000") as caught:
+        await kept.follow([reference] * 3)
+    assert caught.value.param == "input"
+
+
 async def test_a_conversation_that_is_too_long_is_not_read(kept: KeptResponses) -> None:
     response = await kept.keep(finished("x" * 3_000), [said("Hi.")])
     with pytest.raises(ContextLengthExceededError, match="more than the 3000") as caught:

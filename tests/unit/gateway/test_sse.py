@@ -13,8 +13,9 @@ from sse_starlette.sse import AppStatus
 
 from gateway.answer import AnswerDelta
 from gateway.errors import ApiError, WorkerLostError
+from gateway.framing import CHUNK_EVENTS, DONE, event
 from gateway.protocol.responses import Chunk
-from gateway.sse import CHUNK_EVENTS, DONE, configure_library, event, events
+from gateway.sse import configure_library, events
 from gateway.text_shape import TextShape
 
 SHAPE = TextShape("m", id="cmpl-1", created=7)

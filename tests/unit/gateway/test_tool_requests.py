@@ -61,7 +61,7 @@ ONE_OF_TWO = {"type": "function", "function": {"name": "time"}}
         ({"tools": [tool()], "tool_choice": "maybe"}, "invalid_value", "tool_choice"),
         ({"tools": [tool()], "tool_choice": 7}, "invalid_type", "tool_choice"),
         ({"tools": [tool()], "tool_choice": {}}, "missing_required_parameter", "tool_choice.type"),
-        ({"tools": [tool()], "tool_choice": {"type": "custom"}}, "invalid_value", "tool_choice.type"),
+        ({"tools": [tool()], "tool_choice": {"type": "custom"}}, "unsupported_value", "tool_choice.type"),
         ({"tools": [tool()], "tool_choice": {"type": "function"}}, "missing_required_parameter",
          "tool_choice.function"),
         ({"tools": [tool()], "tool_choice": ONE_OF_TWO}, "invalid_value", "tool_choice.function.name"),
