@@ -8,7 +8,7 @@ from typing import Final
 from gateway.protocol.structured import ResponseFormat, StructuredOutputs
 from model_registry.contract import Constraint, ConstraintKind
 
-_ANY_OBJECT: Final = '{"type": "object"}'
+ANY_OBJECT: Final = '{"type": "object"}'
 _ANY_JSON: Final = "{}"
 
 
@@ -21,7 +21,7 @@ def constraint_of(
     if response_format is None or response_format.type == "text":
         return None
     if response_format.json_schema is None:
-        return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=_ANY_OBJECT, param="response_format")
+        return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=ANY_OBJECT, param="response_format")
     return Constraint(
         kind=ConstraintKind.JSON_SCHEMA,
         source=response_format.json_schema.schema_ or _ANY_JSON,
@@ -39,7 +39,7 @@ def _structured(wanted: StructuredOutputs) -> Constraint:
     if wanted.grammar is not None:
         return Constraint(kind=ConstraintKind.GRAMMAR, source=wanted.grammar, param="structured_outputs.grammar")
     return Constraint(
-        kind=ConstraintKind.JSON_SCHEMA, source=wanted.json_ or _ANY_OBJECT, param="structured_outputs.json"
+        kind=ConstraintKind.JSON_SCHEMA, source=wanted.json_ or ANY_OBJECT, param="structured_outputs.json"
     )
 
 

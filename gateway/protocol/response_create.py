@@ -11,6 +11,7 @@ from gateway.protocol.chat import MAX_TOP_LOGPROBS
 from gateway.protocol.fields import INT32_MAX, NO_EFFECT, SamplingFields, check_stream_options
 from gateway.protocol.response_items import InputItem, ItemReference, Message
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, tag, text_or_list
+from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
 
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (
@@ -54,6 +55,9 @@ class FunctionTool(RequestModel):
     defer_loading: only_neutral(False) = None  # type: ignore[valid-type]
     output_schema: only_neutral() = None  # type: ignore[valid-type]
 
+    def as_tool(self) -> Tool:
+        return Tool(self.name, self.description, self.parameters, bool(self.strict))
+
 
 class NamedFunction(RequestModel):
     """Of a tool choice: a function that is among the tools."""
@@ -87,7 +91,7 @@ ToolChoice = Annotated[
 class JsonSchemaFormat(RequestModel):
     type: Literal["json_schema"]
     name: str = Field(pattern=_NAME)
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema", description="What the answer must fit.")
     description: str | None = None
     strict: bool | None = None
 
@@ -222,6 +226,30 @@ class ResponseRequest(SamplingFields):
             case AllowedTools(tools=tools):
                 return [one.name for one in tools]
         return [tool.name for tool in self.tools or ()]
+
+    @property
+    def tool_use(self) -> ToolUse:
+        tools = tuple(tool.as_tool() for tool in self.tools or ())
+        mode = self._tool_mode
+        if not tools or mode is ToolMode.NONE:
+            return NO_TOOLS
+        names = set(self.chosen_names)
+        chosen = tuple(tool for tool in tools if tool.name in names)
+        if mode is ToolMode.NAMED:
+            return ToolUse(mode, tools, chosen, parallel=False)
+        # Of tools that are not allowed, the model is not told.
+        return ToolUse(mode, chosen, chosen, parallel=self.parallel_tool_calls is not False)
+
+    @property
+    def _tool_mode(self) -> ToolMode:
+        match self.tool_choice:
+            case NamedFunction():
+                return ToolMode.NAMED
+            case AllowedTools(mode=mode):
+                return ToolMode(mode)
+            case str() as mode:
+                return ToolMode(mode)
+        return ToolMode.AUTO
 
     @property
     def num_logprobs(self) -> int | None:

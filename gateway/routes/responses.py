@@ -10,17 +10,18 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response as HttpResponse
 
+from gateway.chat_plan import ChatPlan, Conversation, chat_plan
+from gateway.constraints import ANY_OBJECT
 from gateway.conversation import Json, chat_messages
 from gateway.endpoint import EXAMPLE_MODEL, Endpoint
-from gateway.errors import InvalidRequestError, ResponseNotFoundError, UnsupportedParameterError
+from gateway.errors import InvalidRequestError, ResponseNotFoundError
 from gateway.kept_responses import KeptResponses
 from gateway.output_stream import OutputStream
-from gateway.prompts import check_num_words, render_chat
+from gateway.prompts import check_num_words
 from gateway.protocol import openapi
 from gateway.protocol.response_create import JsonSchemaFormat, ResponseRequest
 from gateway.protocol.response_items import KeptItem
@@ -35,7 +36,6 @@ from model_registry.contract import Constraint, ConstraintKind, ModelView, Promp
 router = APIRouter()
 
 _KEPT_ERRORS: Final = openapi.errors(InvalidRequestError, ResponseNotFoundError)
-_ANY_OBJECT: Final = {"type": "object"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +43,20 @@ class ResponseWork:
     """One sequence, that becomes one response."""
 
     model_id: str
-    prompt: Prompt
+    plan: ChatPlan
     params: SamplingParams
+    """As the request asks for them."""
     new_items: tuple[KeptItem, ...]
     """Of the conversation, for those that go on with it."""
     kept: KeptResponses
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        return (self.prompt,)
+        return (self.plan.prompt,)
 
     @property
     def sampling(self) -> tuple[SamplingParams, ...]:
-        return (self.params,)
+        return self.plan.sampling
 
     def begin(self, stream: OutputStream, request: ResponseRequest) -> ResponseReply:
         begun = _begun(request, self.model_id, self.params, is_kept=self.kept.keeps(request.store))
@@ -63,33 +64,29 @@ class ResponseWork:
         async def keep(finished: Response) -> Response:
             return await self.kept.keep(finished, self.new_items)
 
-        return ResponseReply(stream, begun, keep)
+        return ResponseReply(stream, begun, keep, new_reader=self.plan.new_reader)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsesEndpoint(Endpoint[ResponseRequest]):
     async def work(self, http: Request, request: ResponseRequest, model: ModelView) -> ResponseWork:
-        _check_tools(request)
         kept = _kept(http)
         before = await kept.items_before(request.previous_response_id)
         new = await kept.follow(request.items)
         messages = chat_messages(request.instructions, [*before, *new])
         check_num_words(messages[-1].content, model.entry.model, "input")
-        prompt_format = None if request.use_prompt_format is False else model.entry.model.generation.prompt_format
+        conversation = Conversation(
+            messages=messages,
+            tools=request.tool_use,
+            uses_prompt_format=request.use_prompt_format is not False,
+        )
+        params = _sampling(request, model)
         return ResponseWork(
             model_id=model.model_id,
-            prompt=render_chat(messages, prompt_format),
-            params=_sampling(request, model),
+            plan=chat_plan(conversation, model, [params]),
+            params=params,
             new_items=tuple(new),
             kept=kept,
-        )
-
-
-def _check_tools(request: ResponseRequest) -> None:
-    """Tools that may not be called are none."""
-    if request.tools and request.tool_choice != "none":
-        raise UnsupportedParameterError(
-            "Unsupported parameter: 'tools' is not supported by this server. Leave it out.", param="tools"
         )
 
 
@@ -100,8 +97,9 @@ def _sampling(request: ResponseRequest, model: ModelView) -> SamplingParams:
         max_tokens=request.max_output_tokens,
         default_max_tokens=None,
         num_logprobs=request.num_logprobs,
+        constraint=_constraint(request),
     )
-    return msgspec.structs.replace(params, constraint=_constraint(request))
+    return params
 
 
 def _constraint(request: ResponseRequest) -> Constraint | None:
@@ -109,8 +107,8 @@ def _constraint(request: ResponseRequest) -> Constraint | None:
     wanted = request.text.format if request.text else None
     if wanted is None or wanted.type == "text":
         return None
-    schema = wanted.schema_ if isinstance(wanted, JsonSchemaFormat) else _ANY_OBJECT
-    return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=json.dumps(schema), param="text.format")
+    source = json.dumps(wanted.schema_, ensure_ascii=False) if isinstance(wanted, JsonSchemaFormat) else ANY_OBJECT
+    return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=source, param="text.format")
 
 
 def _begun(request: ResponseRequest, model_id: str, params: SamplingParams, *, is_kept: bool) -> Response:
