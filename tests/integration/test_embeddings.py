@@ -26,11 +26,15 @@ from model_registry.contract import (
     TextPrompt,
     TextSegment,
 )
+from model_registry.loader import ZOO, load_entry
 from model_registry.schema import RegistryEntry
 from tests.support.gguf_writing import write_gguf
 from tests.support.live_system import System, run_system
 from workers.engine.engine import Engine
 from workers.initializers import build_engine, initializer_for
+from workers.runners import llama_embedding
+from workers.sources import default_cache_dir
+from workers.sources.gguf_source import fetch_gguf_file
 
 MODEL = "tests/model"
 TEXTS = ["the quick brown fox", "every worker waits", "a", "Grüße! 🙂 " * 12, "there is a way <|im_end|>"]
@@ -198,6 +202,12 @@ INITIALIZERS: dict[str, dict[str, Any]] = {
     "SingleDevice": {"type": "SingleDevice", "dtype": "float32"},
     "compiled": {"type": "SingleDevice", "dtype": "float32", "torch_compile": {"backend": "eager", "mode": None}},
     "DeviceMap": {"type": "DeviceMap", "dtype": "float32", "device_map": "cpu"},
+    # Left to itself llama.cpp keeps keys and values in half precision, and computes its attention in it.
+    "LlamaCpp": {
+        "type": "LlamaCpp",
+        "model_filename": "tiny.gguf",
+        "model_init_kwargs": {"type_k": "f32", "type_v": "f32", "flash_attn": False},
+    },
 }
 
 
@@ -222,3 +232,23 @@ def test_vectors_keep_their_length_where_the_registry_says_so(folder: Path) -> N
 def test_a_real_model_gives_its_own_vectors_too(smollm2: Path) -> None:
     engine = engine_of(entry_of(smollm2, {"pooling": "mean"}, **INITIALIZERS["SingleDevice"]))
     assert embedded(engine, TEXTS) == pytest.approx(reference(smollm2, TEXTS, "mean"), abs=TOLERANCE)
+
+
+def test_llama_cpp_gives_a_real_models_vectors_too(smollm2: Path) -> None:
+    """Transformers runs the weights of the very same file."""
+    zoo = load_entry(ZOO / "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF.yaml")
+    file = fetch_gguf_file(zoo.model, default_cache_dir(), lambda _line: None)
+    parameters = {"n_threads": 1, "n_threads_batch": 1}
+    settings = {"type": "LlamaCpp", "model_filename": file.name, "model_init_kwargs": parameters}
+    for pooling in ("last", "mean"):
+        vectors = embedded(engine_of(entry_of(file.parent, {"pooling": pooling}, **settings)), TEXTS)
+        cosines = (vectors * reference(smollm2, TEXTS, pooling)).sum(1)
+        assert cosines.min() > 0.99
+
+
+def test_llama_cpps_context_grows_with_what_comes_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_embedding, "MIN_CELLS", 4)
+    engine = engine_of(entry_of(folder, {}, **INITIALIZERS["LlamaCpp"]))
+    expected = reference(folder, TEXTS, "last")
+    for number in (2, 0, 3, 1):
+        assert embedded(engine, [TEXTS[number]])[0] == pytest.approx(expected[number], abs=TOLERANCE)
