@@ -18,10 +18,11 @@ import psutil
 import torch
 
 from model_registry.schema import Embedding, Generation, LlamaCpp, RegistryEntry
+from workers.engine.embeddings import Passage
 from workers.engine.runner import Chunk, StepPlan, Truncate
 from workers.engine.slot_kv_cache import SlotKVCache
 from workers.errors import LoadError
-from workers.initializers.base import LoadedModel, Progress
+from workers.initializers.base import LoadedModel, Progress, embedding_only
 from workers.initializers.llama_log import first_error, redirect_log
 from workers.initializers.llama_parameters import KEY, LlamaParameters, parse_parameters
 from workers.runners.llama_cpp import ContextSizes, LlamaCppRunner
@@ -66,7 +67,12 @@ class LlamaCppInitializer:
         if parameters.numa:
             llama_cpp.llama_numa_init(parameters.numa)
         model = _load_model(path, parameters, progress)
-        runner, tokenizer = LlamaCppRunner(model), LlamaCppTokenizer(model)
+        tokenizer, embedder = LlamaCppTokenizer(model), _embedder(model, parameters, entry.model.embedding)
+        if model.is_encoder:
+            progress("warming up")
+            embedder.embed([Passage((0,), embedder.num_dimensions)])
+            return embedding_only(embedder, tokenizer, entry.model.generation, model.context_length)
+        runner = LlamaCppRunner(model)
 
         def with_sizes(generation: Generation) -> LoadedModel:
             sized = entry.model_copy(update={"model": entry.model.model_copy(update={"generation": generation})})
@@ -81,7 +87,6 @@ class LlamaCppInitializer:
                 with_sizes=with_sizes,
             )
 
-        embedder = _embedder(model, parameters, entry.model.embedding)
         loaded = replace(with_sizes(entry.model.generation), embedder=embedder)
         loaded.new_kv_cache()
         progress("warming up")
