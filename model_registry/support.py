@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from model_registry.schema import DeepSpeed, DeviceMap, RegistryEntry, SingleDevice
+from model_registry.schema import DeepSpeed, DeviceMap, Embedding, RegistryEntry, SingleDevice
 
 _INITIALIZATION: Final = "model_config.initialization"
 _REFUSED_LOADER_ARGUMENTS: Final[Mapping[str, str]] = {
@@ -32,6 +32,16 @@ def unsupported_keys(entry: RegistryEntry) -> list[str]:
 
 def _unsupported(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
     yield from _unsupported_source(entry)
+    yield from _unsupported_embedding(entry)
+
+
+def _unsupported_embedding(entry: RegistryEntry) -> Iterator[tuple[str, str]]:
+    initializer = entry.model.initialization.initializer
+    embedding = entry.model.embedding
+    if initializer.type == "Echo" and embedding.pooling is not None:
+        yield "model_config.embedding.pooling", "means nothing for Echo, which has nothing to pool; remove it"
+    if isinstance(initializer, DeepSpeed) and embedding != Embedding():
+        yield "model_config.embedding", "is not executed by DeepSpeed, whose ranks make no embeddings; remove it"
 
 
 def _unsupported_source(entry: RegistryEntry) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import base64
 import math
 import shutil
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from model_registry.contract import (
     NOTHING,
@@ -26,11 +27,22 @@ from model_registry.contract import (
     TextPrompt,
     TextSegment,
 )
+from model_registry.loader import ZOO, load_entry
 from model_registry.schema import RegistryEntry
+from tests.support import tiny_bert
 from tests.support.gguf_writing import write_gguf
+from tests.support.live_gateway import LiveGateway
 from tests.support.live_system import System, run_system
+from tests.support.scripted_pool import MODEL as SCRIPTED
+from tests.support.scripted_pool import ScriptedWorker
+from tests.support.tiny_bert import write_tiny_bert
 from workers.engine.engine import Engine
+from workers.errors import UnsupportedModelError
 from workers.initializers import build_engine, initializer_for
+from workers.initializers.encoder import only_embeds
+from workers.runners import llama_embedding
+from workers.sources import default_cache_dir
+from workers.sources.gguf_source import fetch_gguf_file
 
 MODEL = "tests/model"
 TEXTS = ["the quick brown fox", "every worker waits", "a", "Grüße! 🙂 " * 12, "there is a way <|im_end|>"]
@@ -145,6 +157,19 @@ def test_requests_for_embeddings_are_counted_under_their_endpoint(echo: System, 
     assert 'aviary_generation_tokens_total{model="tests/model"}' not in metrics
 
 
+def test_a_client_that_leaves_takes_all_its_inputs_along() -> None:
+    worker = ScriptedWorker()
+    with LiveGateway({"a": worker}) as gateway:
+        fields = {"model": SCRIPTED, "input": ["a", "b", "c"]}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{gateway.url}/v1/embeddings", json=fields, timeout=0.3)
+        deadline = time.monotonic() + 2
+        while len(worker.aborted) < 3:
+            assert time.monotonic() < deadline, "the inputs were not aborted in time"
+            time.sleep(0.005)
+    assert set(worker.aborted) == {request.request_id for request in worker.requests}
+
+
 # The vectors
 
 
@@ -174,6 +199,10 @@ def embedded(engine: Engine, texts: Sequence[str]) -> Vectors:
     running = TextPrompt((TextSegment("the quick", trusted=True),))
     sampling = SamplingParams(max_tokens=8, temperature=0)
     engine.submit(engine.prepare(GenerationRequest(request_id="running", prompt=running, sampling=sampling)))
+    return vectors_of(engine, texts)
+
+
+def vectors_of(engine: Engine, texts: Sequence[str]) -> Vectors:
     task = Embed()
     for number, text in enumerate(texts):
         prompt = TextPrompt((TextSegment(text, trusted=False),), has_closing=True)
@@ -182,7 +211,7 @@ def embedded(engine: Engine, texts: Sequence[str]) -> Vectors:
     ended: dict[str, SequenceOutput] = {}
     while engine.has_work:
         ended |= {output.request_id: output for output in engine.step() if output.is_final}
-    assert ended.pop("running").fault is None
+    assert all(output.fault is None for output in ended.values())
     return np.stack([np.frombuffer(ended[str(number)].embedding, dtype="<f4") for number in range(len(texts))])
 
 
@@ -198,6 +227,12 @@ INITIALIZERS: dict[str, dict[str, Any]] = {
     "SingleDevice": {"type": "SingleDevice", "dtype": "float32"},
     "compiled": {"type": "SingleDevice", "dtype": "float32", "torch_compile": {"backend": "eager", "mode": None}},
     "DeviceMap": {"type": "DeviceMap", "dtype": "float32", "device_map": "cpu"},
+    # Left to itself llama.cpp keeps keys and values in half precision, and computes its attention in it.
+    "LlamaCpp": {
+        "type": "LlamaCpp",
+        "model_filename": "tiny.gguf",
+        "model_init_kwargs": {"type_k": "f32", "type_v": "f32", "flash_attn": False},
+    },
 }
 
 
@@ -222,3 +257,108 @@ def test_vectors_keep_their_length_where_the_registry_says_so(folder: Path) -> N
 def test_a_real_model_gives_its_own_vectors_too(smollm2: Path) -> None:
     engine = engine_of(entry_of(smollm2, {"pooling": "mean"}, **INITIALIZERS["SingleDevice"]))
     assert embedded(engine, TEXTS) == pytest.approx(reference(smollm2, TEXTS, "mean"), abs=TOLERANCE)
+
+
+def test_llama_cpp_gives_a_real_models_vectors_too(smollm2: Path) -> None:
+    """Transformers runs the weights of the very same file."""
+    zoo = load_entry(ZOO / "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF.yaml")
+    file = fetch_gguf_file(zoo.model, default_cache_dir(), lambda _line: None)
+    parameters = {"n_threads": 1, "n_threads_batch": 1}
+    settings = {"type": "LlamaCpp", "model_filename": file.name, "model_init_kwargs": parameters}
+    for pooling in ("last", "mean"):
+        vectors = embedded(engine_of(entry_of(file.parent, {"pooling": pooling}, **settings)), TEXTS)
+        cosines = (vectors * reference(smollm2, TEXTS, pooling)).sum(1)
+        assert cosines.min() > 0.99
+
+
+def test_llama_cpps_context_grows_with_what_comes_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_embedding, "MIN_CELLS", 4)
+    engine = engine_of(entry_of(folder, {}, **INITIALIZERS["LlamaCpp"]))
+    expected = reference(folder, TEXTS, "last")
+    for number in (2, 0, 3, 1):
+        assert embedded(engine, [TEXTS[number]])[0] == pytest.approx(expected[number], abs=TOLERANCE)
+
+
+# Models that only embed
+
+
+WORDS = ["the quick fox", "working", "a fox works the fox works the fox", "z"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
+
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "SingleDevice": {"type": "SingleDevice", "dtype": "float32"},
+    "DeviceMap": {"type": "DeviceMap", "dtype": "float32", "device_map": "cpu"},
+    "LlamaCpp": {"type": "LlamaCpp", "model_filename": tiny_bert.FILE, "model_init_kwargs": {"flash_attn": False}},
+}
+
+
+def encoder_reference(folder: Path, pooling: str) -> Vectors:
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in WORDS]
+    vectors = [pooled(hidden, pooling) for hidden in states]
+    return np.stack([(vector / vector.norm()).double().numpy() for vector in vectors])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("pooling", [None, "cls"])
+def test_an_encoder_makes_its_own_vectors(bert: Path, name: str, pooling: str | None) -> None:
+    embedding = {"pooling": pooling} if pooling else {}
+    for system in run_system(entry_of(bert, embedding, **ENCODERS[name])):
+        with system.client as client:
+            reply = client.embeddings.create(model=MODEL, input=WORDS)
+    vectors = np.array([one.embedding for one in reply.data])
+    tolerance = 1e-3 if name == "LlamaCpp" else TOLERANCE  # its GELU is a table in half precision
+    assert vectors == pytest.approx(encoder_reference(bert, pooling or "mean"), abs=tolerance)
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    assert reply.usage.prompt_tokens == sum(len(tokenizer(text)["input_ids"]) for text in WORDS)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_refuses_to_generate_and_inputs_that_are_too_long(bert: Path, name: str) -> None:
+    for system in run_system(entry_of(bert, {}, **ENCODERS[name])):
+        with system.client as client:
+            with pytest.raises(openai.BadRequestError, match="cannot generate") as generation:
+                client.completions.create(model=MODEL, prompt="the fox")
+            with pytest.raises(openai.BadRequestError, match="maximum context length is 64") as too_long:
+                client.embeddings.create(model=MODEL, input="fox " * 80)
+            assert client.embeddings.create(model=MODEL, input="fox " * 62).usage.prompt_tokens == 64
+        assert generation.value.param == "model"
+        assert too_long.value.param == "input"
+
+
+def test_a_model_that_says_how_it_is_pooled_is_pooled_so(bert: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bert, tmp_path / "model"))
+    tiny_bert.declare_pooling(copy, pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
+    engine = engine_of(entry_of(copy, {}, **ENCODERS["SingleDevice"]))
+    assert vectors_of(engine, WORDS) == pytest.approx(encoder_reference(copy, "cls"), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_so"),
+    [
+        ({"architectures": ["BertModel"]}, True),
+        ({"architectures": ["RobertaForMaskedLM"]}, True),
+        ({"architectures": ["MistralModel"]}, True),
+        ({"architectures": ["LlamaForCausalLM"]}, False),
+        ({"architectures": ["GPT2LMHeadModel"]}, False),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, False),
+        ({"architectures": ["T5EncoderModel"], "is_encoder_decoder": True}, False),
+        ({"architectures": ["ChatGLMModel"], "auto_map": {"AutoModelForCausalLM": "x.Y"}}, False),
+        ({"architectures": None}, False),
+    ],
+)
+def test_a_model_without_a_head_is_known_by_its_config(config: dict[str, Any], is_so: bool) -> None:
+    assert only_embeds(PretrainedConfig(**config)) == is_so
+
+
+def test_compiling_an_encoder_is_refused_by_name(bert: Path) -> None:
+    entry = entry_of(bert, {}, **ENCODERS["SingleDevice"], torch_compile={"backend": "eager"})
+    with pytest.raises(UnsupportedModelError, match=r"initializer\.torch_compile"):
+        engine_of(entry)

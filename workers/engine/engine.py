@@ -87,8 +87,10 @@ class Engine:
         constraints: ConstraintCompiler,
         sizes: EngineSizes,
         embedder: Embedder | None = None,
+        *,
+        generates: bool = True,
     ) -> None:
-        """The runner's KV memory, and the books of it, are this engine's alone."""
+        """The runner's KV memory, and the books of it, are this engine's alone. Without `generates` it never runs."""
         self._runner = runner
         self._sampler = sampler
         self._tokenizer = tokenizer
@@ -100,6 +102,7 @@ class Engine:
         self._scheduler = Scheduler(_kv_cache_of(sizes), **_step_limits(sizes.limits))
         self._sequences: dict[str, Sequence] = {}
         self._embeddings = EmbeddingQueue(embedder)
+        self._generates = generates
         self._num_steps = 0
         self._step_batch_size = 0
         self._prompt_tokens_total = 0
@@ -152,6 +155,12 @@ class Engine:
 
     def prepare(self, request: GenerationRequest) -> Sequence:
         """Tokenize and check a request. Safe on any thread: touches no engine state. Raises `RequestFaultError`."""
+        if not self._generates:
+            raise RequestFaultError(
+                FaultKind.INVALID_REQUEST,
+                "This model makes embeddings and cannot generate text. Use it with /v1/embeddings, or another model.",
+                "model",
+            )
         prompt_token_ids = self._tokenizer.encode_prompt(request.prompt)
         if not prompt_token_ids:
             raise RequestFaultError(FaultKind.INVALID_REQUEST, "The prompt has no tokens.", "prompt")

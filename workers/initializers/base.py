@@ -6,6 +6,7 @@ An initializer gets the weights, loads them and returns a `LoadedModel`; the wor
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,8 +14,11 @@ from model_registry.schema import Generation, RegistryEntry
 from model_registry.tool_formats import AnswerFormat
 from workers.engine.embeddings import Embedder
 from workers.engine.engine import Engine, EngineLimits, EngineSizes, NewKVCache
-from workers.engine.runner import ModelRunner
-from workers.engine.sampler import Sampler
+from workers.engine.paged_kv_cache import PagedKVCache
+from workers.engine.raw_logprobs import RawLogprobs
+from workers.engine.runner import LogitsRows, ModelRunner, StepPlan
+from workers.engine.sampler import SampledToken, Sampler
+from workers.engine.sequence import Sequence
 from workers.engine.tokenizer import Tokenizer
 from workers.errors import LoadError
 from workers.runners.grammar import GrammarCompiler
@@ -40,6 +44,8 @@ class LoadedModel:
     """Makes embeddings with the same weights; None where that cannot be done."""
     answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     """As the model's chat template shows it."""
+    generates: bool = True
+    """False for a model that only makes embeddings."""
     note: str = ""
     """What an operator should know though the model serves; one line."""
     with_sizes: Callable[[Generation], LoadedModel] | None = None
@@ -56,11 +62,47 @@ class Initializer(Protocol):
     def load(self, entry: RegistryEntry, progress: Progress) -> LoadedModel: ...
 
 
+class NoGeneration:
+    """Runner and sampler of a model that generates nothing, and so never asks them."""
+
+    def run(self, plan: StepPlan) -> LogitsRows:
+        raise NotImplementedError
+
+    def sample(self, rows: LogitsRows, sequences: list[Sequence]) -> list[SampledToken | Exception]:
+        raise NotImplementedError
+
+    def logprobs(self, rows: LogitsRows, token_ids: Rows[int], num_logprobs: int) -> list[RawLogprobs]:
+        raise NotImplementedError
+
+
+def embedding_only(
+    embedder: Embedder, tokenizer: Tokenizer, generation: Generation, own_max_model_len: int
+) -> LoadedModel:
+    """A model that makes embeddings and cannot generate. It has no KV cache, only the books of one that stays empty."""
+    max_model_len = min(own_max_model_len, generation.max_model_len or own_max_model_len)
+    return LoadedModel(
+        runner=NoGeneration(),
+        sampler=NoGeneration(),
+        tokenizer=tokenizer,
+        max_model_len=max_model_len,
+        new_kv_cache=lambda: PagedKVCache(1, max_model_len),
+        embedder=embedder,
+        generates=False,
+        with_sizes=lambda other: embedding_only(embedder, tokenizer, other, own_max_model_len),
+    )
+
+
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
-    constraints = GrammarCompiler(loaded.tokenizer)
-    sizes = engine_sizes(entry, loaded)
-    return Engine(loaded.runner, loaded.sampler, loaded.tokenizer, constraints, sizes, loaded.embedder)
+    return Engine(
+        loaded.runner,
+        loaded.sampler,
+        loaded.tokenizer,
+        GrammarCompiler(loaded.tokenizer),
+        engine_sizes(entry, loaded),
+        loaded.embedder,
+        generates=loaded.generates,
+    )
 
 
 def resized(loaded: LoadedModel, generation: Generation) -> LoadedModel:

@@ -85,19 +85,24 @@ def prepare_process(entry: RegistryEntry, settings: TransformersSettings) -> tor
 
 
 def load_config(folder: Path, settings: TransformersSettings) -> Any:
-    """The model's config, if its architecture can be run. Raises `LoadError`."""
+    """The model's config. Raises `LoadError`."""
     trusted = settings.from_pretrained_kwargs.get("trust_remote_code", False)
-    config = _loaded(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
+    return loaded_from(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
+
+
+def load_decoder_config(folder: Path, settings: TransformersSettings) -> Any:
+    """The model's config, if its architecture can be run. Raises `LoadError`."""
+    config = load_config(folder, settings)
     _check_architecture(config)
     return config
 
 
 def load_weights(folder: Path, settings: TransformersSettings, **placement: Any) -> Any:
     """The model in evaluation mode; `placement` are further arguments of `from_pretrained`. Raises `LoadError`."""
-    load_config(folder, settings)
+    load_decoder_config(folder, settings)
     kwargs = {**settings.from_pretrained_kwargs, **placement}
     dtype = getattr(torch, settings.dtype)
-    model = _loaded(folder, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs))
+    model = loaded_from(folder, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs))
     check_attention_seam(model)
     return model.eval()
 
@@ -217,7 +222,8 @@ def _compile(
     return ""
 
 
-def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
+def loaded_from(folder: Path, load: Callable[[], Any]) -> Any:
+    """What Transformers makes of the folder. Raises `LoadError`."""
     try:
         return load()
     except (OSError, ValueError, RuntimeError, ImportError) as error:

@@ -28,7 +28,7 @@ from workers.initializers.base import LoadedModel, Progress
 from workers.initializers.causal_lm import (
     build_loaded_model,
     check_attention_seam,
-    load_config,
+    load_decoder_config,
     load_tokenizer,
     load_weights,
     prepare_process,
@@ -152,7 +152,7 @@ def _inference_arguments(deepspeed: Any, settings: DeepSpeed, num_ranks: int) ->
 
 def _empty_model(folder: Path, settings: DeepSpeed) -> Any:
     """The model without its weights; what the checkpoint does not hold, such as rotary frequencies, is computed."""
-    load_config(folder, settings)
+    load_decoder_config(folder, settings)
     config, unused = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **settings.from_pretrained_kwargs)
     for name in unused.keys() - {*SHARED_WITH_LOADER}:
         raise LoadError(f"initializer.from_pretrained_kwargs.{name} cannot be combined with use_meta_tensor")

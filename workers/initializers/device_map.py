@@ -14,11 +14,13 @@ from model_registry.schema import DeviceMap, RegistryEntry
 from workers.initializers.base import LoadedModel, Progress
 from workers.initializers.causal_lm import (
     build_loaded_model,
+    load_config,
     load_tokenizer,
     load_weights,
     prepare_process,
     with_embedder,
 )
+from workers.initializers.encoder import load_encoder, only_embeds
 from workers.sources import default_cache_dir, fetch_model
 
 
@@ -33,6 +35,8 @@ class DeviceMapInitializer:
         cache_dir = default_cache_dir()
         folder = fetch_model(entry.model, cache_dir, progress)
         progress("loading weights")
+        if only_embeds(load_config(folder, settings)):
+            return load_encoder(folder, entry, settings, progress, device_map=settings.device_map)
         model = load_weights(folder, settings, **_placement(settings, cache_dir / "offload" / folder.name))
         progress(f"layers placed: {_placed(model)}")
         tokenizer = load_tokenizer(folder, model, settings)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,17 +17,20 @@ from typing import Any, Final
 import psutil
 import torch
 
-from model_registry.schema import Generation, LlamaCpp, RegistryEntry
+from model_registry.schema import Embedding, Generation, LlamaCpp, RegistryEntry
+from workers.engine.embeddings import Passage
 from workers.engine.runner import Chunk, StepPlan, Truncate
 from workers.engine.slot_kv_cache import SlotKVCache
 from workers.errors import LoadError
-from workers.initializers.base import LoadedModel, Progress
+from workers.initializers.base import LoadedModel, Progress, embedding_only
 from workers.initializers.llama_log import first_error, redirect_log
 from workers.initializers.llama_parameters import KEY, LlamaParameters, parse_parameters
 from workers.runners.llama_cpp import ContextSizes, LlamaCppRunner
+from workers.runners.llama_embedding import LlamaCppEmbedder
 from workers.runners.llama_library import has_amx, llama_cpp
 from workers.runners.llama_model import LlamaModel
 from workers.runners.llama_tokenizer import LlamaCppTokenizer
+from workers.runners.pooling import Pooling, VectorShape
 from workers.runners.sampling import TorchSampler
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
@@ -43,6 +48,8 @@ MAX_SLOTS: Final = llama_cpp.llama_max_parallel_sequences()
 _BYTES_PER_VALUE: Final = {0: 4.0, 1: 2.0, 2: 0.5625, 3: 0.625, 6: 0.6875, 7: 0.75, 8: 1.0625, 20: 0.5625, 30: 2.0}
 """Of the KV types, by their `ggml_type`."""
 _F16: Final = 1
+_POOLINGS: Final[Mapping[int | None, Pooling]] = {1: Pooling.MEAN, 2: Pooling.CLS, 3: Pooling.LAST}
+"""By their `llama_pooling_type`."""
 
 
 class LlamaCppInitializer:
@@ -61,7 +68,12 @@ class LlamaCppInitializer:
         if parameters.numa:
             llama_cpp.llama_numa_init(parameters.numa)
         model = _load_model(path, parameters, progress)
-        runner, tokenizer = LlamaCppRunner(model), LlamaCppTokenizer(model)
+        tokenizer, embedder = LlamaCppTokenizer(model), _embedder(model, parameters, entry.model.embedding)
+        if model.is_encoder:
+            progress("warming up")
+            embedder.embed([Passage((0,), embedder.num_dimensions)])
+            return embedding_only(embedder, tokenizer, entry.model.generation, model.context_length)
+        runner = LlamaCppRunner(model)
 
         def with_sizes(generation: Generation) -> LoadedModel:
             sized = entry.model_copy(update={"model": entry.model.model_copy(update={"generation": generation})})
@@ -78,7 +90,7 @@ class LlamaCppInitializer:
                 with_sizes=with_sizes,
             )
 
-        loaded = with_sizes(entry.model.generation)
+        loaded = replace(with_sizes(entry.model.generation), embedder=embedder)
         loaded.new_kv_cache()
         progress("warming up")
         _warm_up(runner)
@@ -162,15 +174,27 @@ def _new_kv_cache(
     return SlotKVCache(sizes.num_slots, sizes.num_cells, window=model.window)
 
 
-def _new_context(model: LlamaModel, parameters: LlamaParameters, sizes: ContextSizes) -> int:
+def _embedder(model: LlamaModel, parameters: LlamaParameters, embedding: Embedding) -> LlamaCppEmbedder:
+    own = _POOLINGS.get(model.own_pooling, Pooling.MEAN if model.is_encoder else Pooling.LAST)
+    new_context = partial(_new_context, model, parameters, embeds=True)
+    return LlamaCppEmbedder(model, VectorShape.of(embedding, own), new_context, parameters.context["n_batch"])
+
+
+def _new_context(model: LlamaModel, parameters: LlamaParameters, sizes: ContextSizes, *, embeds: bool = False) -> int:
     native = llama_cpp.llama_context_default_params()
     _set_fields(native, parameters.context)
     native.n_ctx = sizes.num_cells
     if "n_ubatch" not in parameters.context and not parameters.model["n_gpu_layers"]:
         native.n_ubatch = EXACT_UBATCH
-    native.n_ubatch = min(native.n_ubatch, native.n_batch)
     native.n_seq_max = sizes.num_slots
     native.n_outputs_max = _logits_rows(sizes)
+    if embeds:
+        native.embeddings = True
+        native.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
+        native.n_batch = native.n_outputs_max = sizes.max_batch_tokens
+    if model.is_encoder:
+        native.n_ubatch = native.n_batch
+    native.n_ubatch = min(native.n_ubatch, native.n_batch)
     native.kv_unified = True
     native.swa_full = True
     context: int | None = llama_cpp.llama_init_from_model(model.pointer, native)

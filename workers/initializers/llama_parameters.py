@@ -21,11 +21,11 @@ _KV_TYPES: Final = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1":
 _NUMA_STRATEGIES: Final = {False: 0, True: 1, "disabled": 0, "distribute": 1, "isolate": 2, "numactl": 3, "mirror": 4}
 
 REFUSED: Final[Mapping[str, str]] = {
-    "attention_type": "is for embedding models; remove it",
+    "attention_type": "the file says whether its model is an encoder; remove it",
     "chat_format": "set generation.prompt_format instead; without it the file's own chat template is used",
     "chat_handler": "cannot be given in YAML; images and tools are not supported",
     "draft_model": "speculative decoding is not supported; remove it",
-    "embedding": "embedding models are not supported; remove it",
+    "embedding": "every model makes embeddings; remove it",
     "kv_overrides": "rewrite the file's metadata instead, with gguf-set-metadata of the package gguf",
     "last_n_tokens_size": "penalties look at the whole text; remove it",
     "logits_all": "logits are computed where they are needed; remove it",
@@ -34,7 +34,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "lora_scale": "LoRA adapters are not supported; merge the adapter into the model",
     "model_path": "set initializer.model_filename instead",
     "n_seq_max": "follows from generation.max_batch_size; set that instead",
-    "pooling_type": "is for embedding models; remove it",
+    "pooling_type": "set model_config.embedding.pooling instead",
     "seed": "seeds are per request: a request's own `seed`, or a random one",
     "spm_infill": "infilling is not supported; remove it",
     "swa_full": "the sliding-window cache is always kept whole, for prefixes to be reused; remove it",

@@ -6,11 +6,13 @@ from model_registry.schema import RegistryEntry, SingleDevice
 from workers.initializers.base import LoadedModel, Progress
 from workers.initializers.causal_lm import (
     build_loaded_model,
+    load_config,
     load_tokenizer,
     load_weights,
     prepare_process,
     with_embedder,
 )
+from workers.initializers.encoder import load_encoder, only_embeds
 from workers.runners.packed_linear import pack_linears
 from workers.sources import default_cache_dir, fetch_model
 
@@ -25,6 +27,8 @@ class SingleDeviceInitializer:
         device = prepare_process(entry, settings)
         folder = fetch_model(entry.model, default_cache_dir(), progress)
         progress("loading weights")
+        if only_embeds(load_config(folder, settings)):
+            return load_encoder(folder, entry, settings, progress, device_map={"": device})
         model = load_weights(folder, settings).to(device)
         tokenizer = load_tokenizer(folder, model, settings)
         loaded = build_loaded_model(

@@ -19,7 +19,7 @@ from workers.engine.runner import Chunk, CopyPrefix, KVOperation, StepPlan
 from workers.runners.llama_library import llama_cpp
 from workers.runners.llama_model import LlamaModel
 
-_REASONS = {
+REASONS = {
     1: "no KV cells are left",
     2: "it was aborted",
     -1: "it refused the batch",
@@ -62,10 +62,10 @@ class LlamaCppRunner:
         self.sizes = None
         self._context: Any = new_context(sizes)
         # The finalizer's reference keeps the model alive until its context is gone.
-        self._finalizer = weakref.finalize(self, _free, self._context, self._model)
+        self._finalizer = weakref.finalize(self, free_context, self._context, self._model)
         self._finalizer.atexit = False
         self._memory: Any = llama_cpp.llama_get_memory(self._context)
-        self._batch = _Batch(sizes.max_batch_tokens)
+        self._batch = Batch(sizes.max_batch_tokens)
         self.sizes = sizes
 
     @torch.inference_mode()
@@ -80,7 +80,7 @@ class LlamaCppRunner:
             self._forget_later_tokens(chunk)
         status = llama_cpp.llama_decode(self._context, self._batch.fill(plan.chunks))
         if status != 0:
-            raise RuntimeError(f"llama.cpp cannot run the step: {_REASONS.get(status, f'status {status}')}")
+            raise RuntimeError(f"llama.cpp cannot run the step: {REASONS.get(status, f'status {status}')}")
         return self._logits(sum(chunk.num_logits for chunk in plan.chunks))
 
     def _carry_out(self, operation: KVOperation) -> None:
@@ -106,7 +106,7 @@ class LlamaCppRunner:
         return torch.from_numpy(np.ctypeslib.as_array(rows, shape=(num_rows, self._vocab_size)))
 
 
-class _Batch:
+class Batch:
     """A `llama_batch` over arrays of our own, filled anew for each step."""
 
     def __init__(self, max_tokens: int) -> None:
@@ -143,5 +143,6 @@ def _pointer(array: Any, item_type: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(item_type))
 
 
-def _free(context: int, _model: LlamaModel) -> None:
+def free_context(context: int, _model: LlamaModel) -> None:
+    """`_model` was kept until now."""
     llama_cpp.llama_free(context)

@@ -37,6 +37,22 @@ class LlamaModel:
         return int(llama_cpp.llama_model_n_ctx_train(self.pointer))
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers of a token's hidden state."""
+        return int(llama_cpp.llama_model_n_embd_out(self.pointer))
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether each token sees those after it too, so that nothing can be gone on with."""
+        return self.metadata("{arch}.attention.causal") == "false"
+
+    @property
+    def own_pooling(self) -> int | None:
+        """The file's own number of how hidden states become one vector, as `llama_pooling_type` has it."""
+        number = self.metadata("{arch}.pooling_type")
+        return int(number) if number else None
+
+    @property
     def window(self) -> int | None:
         """Tokens that the layers with sliding-window attention see; None when all layers see everything."""
         return int(llama_cpp.llama_model_n_swa(self.pointer)) or None

@@ -38,6 +38,7 @@ class LlamaCppTokenizer:
         self.answer_format = self._template.answer_format
         adds_bos = llama_cpp.llama_vocab_get_add_bos(model.vocab)
         self._opening_ids = [llama_cpp.llama_vocab_bos(model.vocab)] if adds_bos else []
+        self._closing_ids = _closing_ids(model)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, TokenPrompt):
@@ -47,7 +48,8 @@ class LlamaCppTokenizer:
         escape = Escape(self._special)
         if isinstance(prompt, TextPrompt):
             token_ids = self._encode(escape.join(prompt), escape)
-            return self._with_opening(token_ids) if prompt.has_opening else token_ids
+            framed = self._with_opening(token_ids) if prompt.has_opening else token_ids
+            return framed + self._closing_ids if prompt.has_closing or self._model.is_encoder else framed
         return self._with_opening(self._encode(self._template.render(prompt, escape), escape))
 
     def encode_text(self, text: str) -> list[int]:
@@ -117,6 +119,13 @@ class LlamaCppTokenizer:
         """A prompt begins as the model was trained, unless its author or the template already wrote that."""
         opening = self._opening_ids
         return token_ids if token_ids[: len(opening)] == opening else opening + token_ids
+
+
+def _closing_ids(model: LlamaModel) -> list[int]:
+    """What the file says comes after a whole text."""
+    if llama_cpp.llama_vocab_get_add_sep(model.vocab):
+        return [llama_cpp.llama_vocab_sep(model.vocab)]
+    return [llama_cpp.llama_vocab_eos(model.vocab)] if llama_cpp.llama_vocab_get_add_eos(model.vocab) else []
 
 
 def _template_variables(model: LlamaModel) -> dict[str, str]:

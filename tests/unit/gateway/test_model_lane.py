@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ from gateway.ticket import Submission, Ticket
 from gateway.token_estimates import EXPECTED_TOKENS
 from gateway.worker_link import WorkerLink
 from model_registry.contract import (
+    GENERATE,
+    Embed,
     Frame,
     GenerationRequest,
     ModelView,
@@ -27,6 +30,7 @@ from model_registry.contract import (
     SamplingParams,
     TextPrompt,
     TextSegment,
+    Tokenize,
 )
 from tests.support.scripted_pool import MODEL, entry, model_view, replica
 
@@ -216,6 +220,20 @@ def test_requests_that_are_handed_out_together_are_each_recognised_by_their_own_
         lane.enqueue(ticket_of(submission_of(beginning * 3_000, max_tokens=16), str(number)))
     list(lane.assign())
     assert reasons == [RoutingReason.LOAD, RoutingReason.LOAD, RoutingReason.PREFIX]
+
+
+def test_what_leaves_no_prefix_in_a_cache_is_not_remembered() -> None:
+    reasons: list[RoutingReason] = []
+    lane = ModelLane(model_view(), Router(), reasons.append)
+    for name in "ab":
+        add_link(lane, name)
+    submission = submission_of("x" * 3_000, max_tokens=16)
+    for number, task in enumerate((Embed(), Tokenize(), GENERATE, GENERATE)):
+        ticket = ticket_of(submission, str(number))
+        ticket.base = msgspec.structs.replace(ticket.base, task=task)
+        lane.enqueue(ticket)
+        list(lane.assign())
+    assert reasons == [RoutingReason.LOAD, RoutingReason.LOAD, RoutingReason.LOAD, RoutingReason.PREFIX]
 
 
 def test_a_link_that_was_down_between_two_requests_is_not_believed_to_know_the_prefix() -> None:

@@ -16,11 +16,12 @@ def refused_keys(
     initialization: dict[str, Any] | None = None,
     deployment: dict[str, Any] | None = None,
     scaling: dict[str, Any] | None = None,
+    embedding: dict[str, Any] | None = None,
 ) -> list[str]:
     initialization = {"initializer": {"type": "SingleDevice"}, **(initialization or {})}
     entry = RegistryEntry.model_validate(
         {
-            "model_config": {"model_id": "a/b", "initialization": initialization},
+            "model_config": {"model_id": "a/b", "initialization": initialization, "embedding": embedding or {}},
             "deployment_config": deployment or {},
             "scaling_config": scaling or {},
         }
@@ -87,6 +88,22 @@ def test_actor_options_and_environments_are_executed() -> None:
 def test_several_workers_of_a_deepspeed_replica_are_executed() -> None:
     initialization = {"initializer": {"type": "DeepSpeed"}}
     assert refused_keys(initialization=initialization, scaling={"num_workers": 2, "num_gpus_per_worker": 1}) == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "embedding", "keys"),
+    [
+        ("Echo", {"pooling": "mean"}, ["model_config.embedding.pooling"]),
+        ("Echo", {"normalize": False, "dimensions": True}, []),
+        ("DeepSpeed", {"normalize": False}, ["model_config.embedding"]),
+        ("DeepSpeed", {}, []),
+        ("SingleDevice", {"pooling": "cls", "normalize": False, "dimensions": True}, []),
+    ],
+)
+def test_how_embeddings_are_made_is_refused_where_none_are(
+    type_: str, embedding: dict[str, Any], keys: list[str]
+) -> None:
+    assert refused_keys(initialization={"initializer": {"type": type_}}, embedding=embedding) == keys
 
 
 S3 = {"bucket_uri": "s3://bucket/m/"}

@@ -43,11 +43,12 @@ class WatchedEmbedder(EchoEmbedder):
         return super().embed(passages)
 
 
-def make_engine(embedder: Embedder | None, *, max_input_tokens: int | None = None) -> Engine:
+def make_engine(embedder: Embedder | None, *, max_input_tokens: int | None = None, generates: bool = True) -> Engine:
     limits = EngineLimits(max_model_len=64, max_batch_size=4, max_batch_tokens=16, max_input_tokens=max_input_tokens)
     sizes = EngineSizes(lambda: PagedKVCache(64, BLOCK_SIZE), limits)
     tokenizer = ByteTokenizer()
-    return Engine(EchoRunner(64), EchoSampler(), tokenizer, GrammarCompiler(tokenizer), sizes, embedder)
+    constraints = GrammarCompiler(tokenizer)
+    return Engine(EchoRunner(64), EchoSampler(), tokenizer, constraints, sizes, embedder, generates=generates)
 
 
 def text(content: str) -> TextPrompt:
@@ -200,6 +201,15 @@ def test_dimensions_that_cannot_be_had_are_refused(can_be_cut: bool, dimensions:
         submit(engine, "a", dimensions=dimensions)
     assert raised.value.fault.param == "dimensions"
     submit(engine, "a", dimensions=258)
+
+
+def test_a_model_that_only_embeds_says_so_to_whoever_wants_text() -> None:
+    engine = make_engine(WatchedEmbedder(), generates=False)
+    with pytest.raises(RequestFaultError, match="cannot generate") as raised:
+        generate(engine, "a")
+    assert raised.value.fault.param == "model"
+    submit(engine, "a")
+    assert drain(engine)["a"].embedding
 
 
 def test_a_model_that_makes_no_embeddings_says_so() -> None:
