@@ -10,6 +10,7 @@ from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.chat import MAX_TOP_LOGPROBS
 from gateway.protocol.fields import INT32_MAX, NO_EFFECT, SamplingFields, check_stream_options
 from gateway.protocol.response_items import InputItem, ItemReference, Message
+from gateway.protocol.tools import MAX_TOOLS, FunctionDefinition, FunctionType
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, tag, text_or_list
 from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
 
@@ -30,12 +31,6 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
-def _functions_only(kind: str) -> str:
-    if kind == "function":
-        return kind
-    raise invalid("unsupported_value", "Unsupported value for '{param}'. Tools are functions: 'function'.")
-
-
 def includable(name: str) -> str:
     if name in INCLUDABLE:
         return name
@@ -43,26 +38,25 @@ def includable(name: str) -> str:
     raise invalid("invalid_value", f"Invalid value for '{{param}}'. Supported values are: {supported}.")
 
 
-class FunctionTool(RequestModel):
-    type: Annotated[str, AfterValidator(_functions_only)]
-    name: str = Field(pattern=_NAME)
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+class _Tool(RequestModel):
+    """What is looked at first: tools of other types are not functions that miss something."""
+
+    type: FunctionType
+
+
+class FunctionTool(FunctionDefinition, _Tool):
+    """The same as in a chat, but flat."""
 
     allowed_callers: only_neutral(["direct"]) = None  # type: ignore[valid-type]
     async_: only_neutral(False) = Field(None, alias="async")  # type: ignore[valid-type]
     defer_loading: only_neutral(False) = None  # type: ignore[valid-type]
     output_schema: only_neutral() = None  # type: ignore[valid-type]
 
-    def as_tool(self) -> Tool:
-        return Tool(self.name, self.description, self.parameters, bool(self.strict))
-
 
 class NamedFunction(RequestModel):
     """Of a tool choice: a function that is among the tools."""
 
-    type: Annotated[str, AfterValidator(_functions_only)]
+    type: FunctionType
     name: str
 
 
@@ -118,8 +112,11 @@ class TextOptions(RequestModel):
 
 
 class ReasoningOptions(RequestModel):
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How much to think, where the model's chat template knows about it."
+    )
+
     context: only_neutral("auto") = None  # type: ignore[valid-type]
-    effort: only_neutral("none") = None  # type: ignore[valid-type]
     generate_summary: only_neutral("auto") = None  # type: ignore[valid-type]
     mode: only_neutral("standard") = None  # type: ignore[valid-type]
     summary: only_neutral("auto") = None  # type: ignore[valid-type]
@@ -157,7 +154,9 @@ class ResponseRequest(SamplingFields):
     )
     text: TextOptions | None = Field(None, description="The form of the answer.")
     reasoning: ReasoningOptions | None = None
-    tools: list[FunctionTool] | None = Field(None, description="Functions that the model may call.")
+    tools: list[FunctionTool] | None = Field(
+        None, max_length=MAX_TOOLS, description="Functions that the model may call."
+    )
     tool_choice: ToolChoice = Field(None, description="Whether it may, must, or which.")
     parallel_tool_calls: bool | None = Field(None, description="Whether it may call several in one answer.")
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = Field(
@@ -229,27 +228,24 @@ class ResponseRequest(SamplingFields):
 
     @property
     def tool_use(self) -> ToolUse:
-        tools = tuple(tool.as_tool() for tool in self.tools or ())
-        mode = self._tool_mode
-        if not tools or mode is ToolMode.NONE:
-            return NO_TOOLS
-        names = set(self.chosen_names)
-        chosen = tuple(tool for tool in tools if tool.name in names)
-        if mode is ToolMode.NAMED:
-            return ToolUse(mode, tools, chosen, parallel=False)
-        # Of tools that are not allowed, the model is not told.
-        return ToolUse(mode, chosen, chosen, parallel=self.parallel_tool_calls is not False)
-
-    @property
-    def _tool_mode(self) -> ToolMode:
+        """What the request comes to."""
+        tools = tuple(Tool(one.name, one.description, one.parameters, bool(one.strict)) for one in self.tools or ())
+        chosen = tuple(tool for tool in tools if tool.name in self.chosen_names)
+        parallel = self.parallel_tool_calls is not False
         match self.tool_choice:
             case NamedFunction():
-                return ToolMode.NAMED
+                return ToolUse(ToolMode.NAMED, tools, chosen, parallel=False)
             case AllowedTools(mode=mode):
-                return ToolMode(mode)
-            case str() as mode:
-                return ToolMode(mode)
-        return ToolMode.AUTO
+                return ToolUse(ToolMode(mode), chosen, chosen, parallel)
+            case choice:
+                mode_of_all = ToolMode(choice or "auto")
+                return ToolUse(mode_of_all, tools, tools, parallel) if tools and choice != "none" else NO_TOOLS
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        effort = self.reasoning.effort if self.reasoning else None
+        return {} if effort is None else {"reasoning_effort": effort}
 
     @property
     def num_logprobs(self) -> int | None:

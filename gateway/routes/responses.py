@@ -78,6 +78,7 @@ class ResponsesEndpoint(Endpoint[ResponseRequest]):
         conversation = Conversation(
             messages=messages,
             tools=request.tool_use,
+            template_kwargs=request.template_kwargs,
             uses_prompt_format=request.use_prompt_format is not False,
         )
         params = _sampling(request, model)

@@ -69,7 +69,8 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "missing_required_parameter",
          "text.format.schema"),
         ({"text": {"verbosity": "low"}}, "unsupported_parameter", "text.verbosity"),
-        ({"reasoning": {"effort": "high"}}, "unsupported_parameter", "reasoning.effort"),
+        ({"reasoning": {"effort": "huge"}}, "invalid_value", "reasoning.effort"),
+        ({"tools": [TOOL | {"parameters": {"type": "string"}}]}, "invalid_function_parameters", "tools[0].parameters"),
         ({"reasoning": {"summary": "detailed"}}, "unsupported_parameter", "reasoning.summary"),
         ({"tools": [{"type": "web_search"}]}, "unsupported_value", "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools[0].name"),
@@ -128,6 +129,21 @@ def test_a_reference_may_leave_out_its_type(reference: dict[str, Any]) -> None:
     [item] = request(input=[reference]).items
     assert isinstance(item, ItemReference)
     assert item.id == "msg_1"
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "told"),
+    [
+        (None, "auto", 2),
+        ("none", "none", 0),
+        ("required", "required", 2),
+        ({"type": "function", "name": "hear"}, "named", 2),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "look"}]}, "required", 1),
+    ],
+)
+def test_tools_and_choice_come_to_what_they_do_in_a_chat(choice: Any, mode: str, told: int) -> None:
+    use = request(tools=[TOOL, TOOL | {"name": "hear"}], tool_choice=choice, parallel_tool_calls=False).tool_use
+    assert (use.mode, len(use.tools), use.parallel) == (mode, told, mode == "none")
 
 
 @pytest.mark.parametrize(
