@@ -7,15 +7,18 @@ nor workers. A `ReplyShape` is what completions and chat completions differ in.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec.structs import replace as replace_fields
 
 from gateway.answer import Answer, AnswerDelta, AnswerReader, PlainReader
 from gateway.framing import CHUNK_EVENTS
 from gateway.logprobs import TokenTrail, ToldToken
 from gateway.output_stream import OutputStream
-from gateway.protocol.responses import Chunk, FinishReasonName, PromptTokensDetails, Reply, Usage
+from gateway.protocol.responses import Chunk, FinishReasonName, PromptTokensDetails, Reply, Timing, Usage
 from model_registry import contract
 from model_registry.contract import FinishReason, SequenceOutput
 
@@ -95,6 +98,8 @@ class Answering:
         """Of the first choice, once it ended."""
         self._layout = layout
         self._usages: dict[int, contract.Usage] = {}
+        self._prefill_s = 0.0
+        """Of the first sequence."""
         self._trails = [TokenTrail() for _ in range(layout.num_sequences)]
         self._readers = [new_reader() for _ in range(layout.num_sequences)]
 
@@ -124,6 +129,16 @@ class Answering:
             prompt_tokens_details=PromptTokensDetails(sum(usage.cached_tokens for usage in firsts)),
         )
 
+    def _timing(self) -> Timing:
+        """At the end."""
+        first_at = self.stream.first_output_at or self.stream.opened_at
+        to_first_s = first_at - self.stream.opened_at
+        return Timing(
+            queue_s=max(0.0, to_first_s - self._prefill_s),
+            time_to_first_token_s=to_first_s,
+            generation_s=time.monotonic() - first_at,
+        )
+
     def _read(self, index: int, output: SequenceOutput) -> AnswerDelta:
         """What the output adds to the answer."""
         delta = self._readers[index].feed(output.text) if output.text else AnswerDelta()
@@ -140,6 +155,7 @@ class Answering:
             self._usages[index] = output.usage
         if index == 0 and output.finish_reason is not None:
             self.finish_reason = output.finish_reason
+            self._prefill_s = 0.0 if output.timing is None else output.timing.prefill_s
 
 
 class Completion(Answering):
@@ -154,22 +170,27 @@ class Completion(Answering):
         layout: Layout,
         *,
         usage_chunk: bool,
+        tells_timing: bool = False,
         new_reader: Callable[[], AnswerReader] = PlainReader,
     ) -> None:
         super().__init__(stream, layout, new_reader)
         self._shape = shape
         self._usage_chunk = usage_chunk
+        self._tells_timing = tells_timing
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """OpenAI's chunks in order, of a layout that shows all sequences. Raises `ApiError` where the stream does."""
         await self.stream.started()
         for chunk in self._shape.opening(self._layout.num_sequences):
             yield chunk
+        num_open = self._layout.num_sequences
         async for more in self._progress():
             if more.delta:
                 yield self._shape.delta(more.index, more.delta, self._take_tokens(more.index))
             if more.finish_reason is not None:
-                yield self._shape.finish(more.index, more.finish_reason, self._take_tokens(more.index))
+                num_open -= 1
+                end = self._shape.finish(more.index, more.finish_reason, self._take_tokens(more.index))
+                yield end if num_open or not self._tells_timing else replace_fields(end, timing=self._timing())
         if self._usage_chunk:
             yield self._shape.usage(self._total_usage())
 
@@ -184,4 +205,5 @@ class Completion(Answering):
                 tokens = self._take_tokens(index)
                 finished[index] = FinishedChoice(index, answers[index], more.finish_reason, tokens)
         choices = self._layout.choose([finished[index] for index in sorted(finished)])
-        return self._shape.whole(choices, self._total_usage())
+        reply = self._shape.whole(choices, self._total_usage())
+        return replace_fields(reply, timing=self._timing()) if self._tells_timing else reply

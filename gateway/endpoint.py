@@ -102,6 +102,7 @@ class Plan:
             self.shape,
             Layout(len(self.prompts), len(self.sampling), request.num_choices),
             usage_chunk=request.wants_usage_chunk,
+            tells_timing=bool(request.timing),
             new_reader=self.new_reader,
         )
 

@@ -172,6 +172,7 @@ class GenerationFields(SamplingFields):
     )
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
 
+    timing: bool | None = Field(None, description="Tell where the time went: waiting, first token, generation.")
     structured_outputs: StructuredOutputs | None = Field(
         None, description="What the generated text must be: `json`, `regex`, `choice`, `grammar` or `json_object`."
     )

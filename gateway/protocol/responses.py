@@ -28,6 +28,17 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 MaybeUsage = Usage | None | UnsetType
 
 
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of a reply went, in seconds; of several choices, by the first."""
+
+    queue_s: float
+    """From the request to the step that began with its prompt: the waiting, here and at the worker."""
+    time_to_first_token_s: float
+    """From the request to the first output."""
+    generation_s: float
+    """From there to the last."""
+
+
 class TextLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     """Of a completion's tokens, a list of each thing."""
 
@@ -56,6 +67,8 @@ class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: tuple[TextChoice, ...]
     usage: MaybeUsage = UNSET
+    timing: Timing | UnsetType = UNSET
+    """Of a whole reply, or with the last choice's end."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +125,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: tuple[ChatChoice, ...]
     usage: Usage
+    timing: Timing | UnsetType = UNSET
 
 
 class FunctionDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +164,8 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: MaybeUsage = UNSET
+    timing: Timing | UnsetType = UNSET
+    """With the last choice's end."""
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

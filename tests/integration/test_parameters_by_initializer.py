@@ -120,6 +120,8 @@ NOT_ABOUT_TOKENS = {
     "best_of",
     "user",
     "prompt_cache_key",
+    "timing",
+    "suffix",  # what it comes to is another prompt: see test_infill.py
 }
 
 

@@ -18,7 +18,15 @@ from gateway.errors import ServerError
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import encode
 from gateway.text_shape import TextShape
-from model_registry.contract import Candidate, FinishReason, PromptEcho, SequenceOutput, TokenLogprobs, Usage
+from model_registry.contract import (
+    Candidate,
+    FinishReason,
+    PromptEcho,
+    SequenceOutput,
+    SequenceTiming,
+    TokenLogprobs,
+    Usage,
+)
 
 
 def output(text: str, reason: FinishReason | None = None, *, tokens: Sequence[str] = ()) -> SequenceOutput:
@@ -267,3 +275,24 @@ async def test_the_best_are_judged_by_what_was_generated_and_not_by_their_prompt
     made.stream.push(1, likely("bad", -1.0, 1))
     reply = json.loads(encode(await made.whole()))
     assert reply["choices"][0]["text"] == "pgood"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_where_the_time_went_is_told_once_at_the_end(streamed: bool) -> None:
+    layout = Layout(num_sampled=2, num_choices=2)
+    stream = OutputStream(2, on_close=lambda: None)
+    made = Completion(stream, ChatShape("m"), layout, usage_chunk=True, tells_timing=True)
+    await asyncio.sleep(0.05)
+    for index in (0, 1):
+        stream.push(index, output("a"))
+    await asyncio.sleep(0.02)
+    timing = SequenceTiming(queue_s=0.01, prefill_s=0.03, decode_s=0.02)
+    for index in (1, 0):
+        stream.push(index, replace(output("b", FinishReason.STOP), timing=timing))
+    parts = await chunks_of(made) if streamed else [json.loads(encode(await made.whole()))]
+    (told,) = [part["timing"] for part in parts if "timing" in part]
+    assert 0.05 <= told["time_to_first_token_s"] < 5
+    assert told["queue_s"] == pytest.approx(told["time_to_first_token_s"] - 0.03)
+    assert 0.02 <= told["generation_s"] < 5
+    if streamed:
+        assert "timing" in parts[-2], "the usage comes last"

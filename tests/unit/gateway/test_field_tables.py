@@ -72,6 +72,7 @@ GENERATION_SAMPLES: dict[str, list[Body]] = {
     "stream_options": [{"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}}],
     "user": [{"user": "Ann"}],
     "prompt_cache_key": [{"prompt_cache_key": "terms"}],
+    "timing": [{"timing": True}],
     "structured_outputs": [{"structured_outputs": {"regex": "[a-z]+"}}],
     "metadata": [{"metadata": {"label": "a"}}],
     "moderation": [{"moderation": {"model": "omni", "policy": {"input": {"mode": "block"}}}}],
