@@ -1,4 +1,4 @@
-# Six verbs, the same on a laptop and in CI: make install | serve | test | chaos | lint | bench.
+# Seven verbs, the same on a laptop and in CI: make install | serve | test | chaos | fuzz | lint | bench.
 # `make serve` needs the runtime packages only; every other verb adds the development ones.
 # Python 3.11 or newer; PYTHON=python3.12 chooses another interpreter.
 
@@ -10,7 +10,7 @@ SOURCES := aviary bench gateway model_registry tests workers
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install serve test chaos lint format bench clean
+.PHONY: install serve test chaos fuzz lint format bench clean
 
 install: $(VENV)/.dev-installed
 
@@ -25,6 +25,10 @@ ROUNDS ?= 20
 chaos: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest tests/chaos tests/e2e/test_cluster.py tests/integration/test_lost_gateways.py \
 		-m 'long or not long' --rounds $(ROUNDS) --timeout 7200
+
+# What `make test` does briefly, for long: whatever the OpenAPI document allows and whatever it does not, new each time.
+fuzz: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest tests/integration/test_openapi_fuzz.py -m long
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(SOURCES)

@@ -65,7 +65,10 @@ Stop = Annotated[
 
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 LogitBias = Annotated[
-    Annotated[dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]], Field(max_length=MAX_BIASED_TOKENS)]
+    Annotated[
+        dict[str, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+        Field(max_length=MAX_BIASED_TOKENS, json_schema_extra={"propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"}}),
+    ]
     | None,
     AfterValidator(_of_token_ids),
 ]

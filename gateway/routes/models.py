@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from gateway.dispatch import Dispatcher
+from gateway.endpoint import EXAMPLE_MODEL
 from gateway.errors import ModelNotFoundError
 from gateway.model_lane import unavailable_reason
 from gateway.protocol import openapi
@@ -41,7 +43,7 @@ async def list_models(http: Request) -> Response:
     summary="One model",
     responses=openapi.success("The model.", ModelCard) | openapi.errors(ModelNotFoundError),
 )
-async def retrieve_model(http: Request, model_id: str) -> Response:
+async def retrieve_model(http: Request, model_id: Annotated[str, Path(examples=[EXAMPLE_MODEL])]) -> Response:
     dispatcher: Dispatcher = http.app.state.dispatcher
     return _json(_card(dispatcher.model(model_id)))
 
