@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Literal
 
 from typing_extensions import is_typeddict
@@ -16,6 +17,7 @@ KIND_FIELDS = ("role", "type", "mode")
 """Of objects that may stand in one place, the field that says which one it is."""
 
 
+@cache
 def client_fields(params: Any) -> frozenset[str]:
     """Paths of all fields of `params`: a TypedDict of the client, or a union of them."""
     return frozenset(_fields(params, ""))

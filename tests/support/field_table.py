@@ -7,8 +7,10 @@ more of a field goes before one that says less.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ class Row:
     is_whole: bool
     fate: Fate
 
+    def __str__(self) -> str:
+        return f"{self.path}.*" if self.is_whole else self.path
+
     def covers(self, path: str) -> bool:
         return path == self.path or (self.is_whole and path.startswith((f"{self.path}.", f"{self.path}[")))
 
@@ -48,20 +53,21 @@ class Row:
         return re.sub(r"\[\d+\]", "", param) in allowed
 
 
-def rows_of(heading: str) -> list[Row]:
+@cache
+def rows_of(heading: str) -> tuple[Row, ...]:
     """All rows below this heading of the document."""
     _, found, rest = DOCUMENT.read_text().partition(f"\n## {heading}\n")
     assert found, f"{DOCUMENT.name} has no heading '{heading}'"
     section = rest.partition("\n## ")[0]
     lines = (line.strip().strip("|").split("|") for line in section.splitlines() if line.startswith("| `"))
-    return [
+    return tuple(
         Row(path.removesuffix(".*"), path.endswith(".*"), Fate(fate.strip()))
         for fields, fate, _remark in lines
         for path in _FIELDS.findall(fields)
-    ]
+    )
 
 
-def row_for(path: str, rows: list[Row]) -> Row | None:
+def row_for(path: str, rows: Iterable[Row]) -> Row | None:
     """The row that says most of the field."""
     return max((row for row in rows if row.covers(path)), key=lambda row: len(row.path), default=None)
 
