@@ -15,7 +15,6 @@ from gateway.protocol.validation import invalid
 
 MAX_INPUTS = 2048
 """OpenAI's own limit."""
-EncodingFormat = Literal["float", "base64"]
 
 
 def _format(value: str | None) -> str | None:
@@ -40,7 +39,7 @@ class EmbeddingRequest(Body):
         None, ge=1, le=INT32_MAX, description="Numbers of each vector, where the model can make it shorter."
     )
 
-    without_effect: ClassVar[dict[str, str]] = {"user": "whom OpenAI blames"}
+    without_effect: ClassVar[dict[str, str]] = {"user": "nothing of an embedding is kept for the next"}
 
     def check_together(self) -> None:
         if len(self.input) > MAX_INPUTS:

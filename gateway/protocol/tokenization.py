@@ -15,7 +15,6 @@ from gateway.protocol.validation import only_neutral
 from gateway.tool_use import ToolUse
 from model_registry.contract import ChatMessage
 
-_OF_PROMPTS = ("add_special_tokens",)
 _OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
 
 
@@ -29,7 +28,7 @@ class TokenizeRequest(Body):
     return_token_strs: bool | None = Field(None, description="Tell also how the vocabulary writes each token.")
     add_special_tokens: bool | None = Field(
         None,
-        description="Only with `prompt`: whether it begins as the model's texts do (BOS). The default.",
+        description="Whether `prompt` begins as the model's texts do, with a BOS token; the default.",
     )
     add_generation_prompt: bool | None = Field(
         None, description="Only with `messages`: whether they end with what opens the answer. The default."
@@ -52,10 +51,13 @@ class TokenizeRequest(Body):
             raise MissingParameterError("prompt")
         if self.prompt is not None and self.messages is not None:
             raise _contradiction("messages", "'prompt' is given too. Send one of them")
-        of_others, other = (_OF_PROMPTS, "prompt") if self.prompt is None else (_OF_MESSAGES, "messages")
-        for name in of_others:
-            if getattr(self, name) is not None:
-                raise _contradiction(name, f"it is only allowed with '{other}'")
+        for name in _OF_MESSAGES:
+            if self.messages is None and getattr(self, name) is not None:
+                raise _contradiction(name, "it is only allowed with 'messages'")
+        if self.add_special_tokens and self.messages is not None:
+            raise _contradiction("add_special_tokens", "the special tokens of 'messages' are those of their template")
+        if self.add_special_tokens is False and self.use_prompt_format and self.messages is None:
+            raise _contradiction("add_special_tokens", "it contradicts 'use_prompt_format'. Give one of them")
         if self.continue_final_message and self.add_generation_prompt:
             raise _contradiction("continue_final_message", "it contradicts 'add_generation_prompt'. Give one of them")
 

@@ -243,6 +243,14 @@ def test_vectors_are_the_models_own_hidden_states_pooled(folder: Path, name: str
     assert embedded(engine, TEXTS) == pytest.approx(reference(folder, TEXTS, pooling), abs=TOLERANCE)
 
 
+def test_weights_on_disk_make_the_same_vectors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVIARY_CACHE_DIR", str(tmp_path))
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.1": "disk", "model.norm": "disk"}
+    engine = engine_of(entry_of(folder, {}, type="DeviceMap", dtype="float32", device_map=places))
+    assert embedded(engine, TEXTS) == pytest.approx(reference(folder, TEXTS, "last"), abs=TOLERANCE)
+
+
 def test_a_decoder_needs_no_section_and_pools_its_last_token(folder: Path) -> None:
     engine = engine_of(entry_of(folder, {}, **INITIALIZERS["SingleDevice"]))
     assert embedded(engine, TEXTS) == pytest.approx(reference(folder, TEXTS, "last"), abs=TOLERANCE)

@@ -87,7 +87,7 @@ class EmbeddingQueue:
         if self._embedder is None:
             raise RequestFaultError(
                 FaultKind.INVALID_REQUEST,
-                "This model makes no embeddings as it is loaded: with DeepSpeed it cannot. Use another model.",
+                "This model makes no embeddings the way it is loaded, as none does with DeepSpeed. Use another model.",
                 "model",
             )
         whole = self._embedder.num_dimensions

@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,13 +131,15 @@ def build_loaded_model(
     generation: Generation,
     progress: Progress,
     *,
+    shape: VectorShape | None = None,
     prepare: Callable[[], object] = lambda: None,
     agree_on_blocks: Callable[[int], int] = lambda num_blocks: num_blocks,
 ) -> LoadedModel:
     """A runner over the placed model, checked against the model's own attention.
 
-    `prepare` changes the model's layers, after its own attention was asked for the expected logits and before memory is
-    measured; `agree_on_blocks` turns the number of KV blocks that fit here into the one that fits everywhere.
+    `shape` is that of its embeddings; without, it makes none. `prepare` changes the model's layers, after its own
+    attention was asked for the expected logits and before memory is measured; `agree_on_blocks` turns the number of KV
+    blocks that fit here into the one that fits everywhere.
     """
     expected = reference_logits(model)
     prepare()
@@ -154,6 +155,9 @@ def build_loaded_model(
         note = _compile(model, layers[0].device, runner, settings.torch_compile, generation, progress)
         check_against_own_attention(model, runner, expected)
 
+    has_decoder = model.base_model is not model
+    embedder = DecoderEmbedder(model, layers[0].device, shape) if shape is not None and has_decoder else None
+
     def with_sizes(generation: Generation) -> LoadedModel:
         sizes = _size_kv_cache(model, layers, generation, agree_on_blocks, num_held=runner.num_kv_blocks * BLOCK_SIZE)
         return sized(*sizes)
@@ -168,6 +172,7 @@ def build_loaded_model(
             new_kv_cache=partial(_new_kv_cache, runner, max_model_len, num_kv_blocks),
             # A compiled graph has as many rows as there are sequences at most.
             max_logits_rows=1 if settings.torch_compile is not None else LOGITS_BYTES // (4 * tokenizer.vocab_size),
+            embedder=embedder,
             note=note,
             with_sizes=None if settings.torch_compile is not None else with_sizes,
         )
@@ -175,11 +180,9 @@ def build_loaded_model(
     return sized(max_model_len, num_kv_blocks)
 
 
-def with_embedder(loaded: LoadedModel, model: Any, folder: Path, embedding: Embedding) -> LoadedModel:
-    """The loaded model, making embeddings too. Not for one that is sharded: all ranks would have to run them."""
-    shape = VectorShape.of(embedding, own_pooling(folder, Pooling.LAST))
-    device = model.get_input_embeddings().weight.device
-    return replace(loaded, embedder=DecoderEmbedder(model, device, shape))
+def vector_shape(folder: Path, embedding: Embedding) -> VectorShape:
+    """What the vectors of a model that generates are like."""
+    return VectorShape.of(embedding, own_pooling(folder, Pooling.LAST))
 
 
 def _new_kv_cache(runner: TransformersRunner, max_model_len: int, num_kv_blocks: int) -> PagedKVCache:

@@ -18,7 +18,7 @@ from workers.initializers.causal_lm import (
     load_tokenizer,
     load_weights,
     prepare_process,
-    with_embedder,
+    vector_shape,
 )
 from workers.initializers.encoder import load_encoder, only_embeds
 from workers.sources import default_cache_dir, fetch_model
@@ -40,8 +40,14 @@ class DeviceMapInitializer:
         model = load_weights(folder, settings, **_placement(settings, cache_dir / "offload" / folder.name))
         progress(f"layers placed: {_placed(model)}")
         tokenizer = load_tokenizer(folder, model, settings)
-        loaded = build_loaded_model(model, tokenizer, settings, entry.model.generation, progress)
-        return with_embedder(loaded, model, folder, entry.model.embedding)
+        return build_loaded_model(
+            model,
+            tokenizer,
+            settings,
+            entry.model.generation,
+            progress,
+            shape=vector_shape(folder, entry.model.embedding),
+        )
 
 
 def _placement(settings: DeviceMap, offload_folder: Path) -> dict[str, Any]:

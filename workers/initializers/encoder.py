@@ -54,7 +54,7 @@ def load_encoder(
     trusted = kwargs.get("trust_remote_code", False)
     tokenizer = loaded_from(folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted))
     shape = VectorShape.of(entry.model.embedding, own_pooling(folder, Pooling.MEAN))
-    embedder = EncoderEmbedder(model, model.get_input_embeddings().weight.device, shape)
+    embedder = EncoderEmbedder(model, shape)
     progress("warming up")
     embedder.embed([Passage((0,), embedder.num_dimensions)])
     vocab_size = model.config.get_text_config().vocab_size

@@ -10,7 +10,7 @@ from workers.initializers.causal_lm import (
     load_tokenizer,
     load_weights,
     prepare_process,
-    with_embedder,
+    vector_shape,
 )
 from workers.initializers.encoder import load_encoder, only_embeds
 from workers.runners.packed_linear import pack_linears
@@ -31,7 +31,12 @@ class SingleDeviceInitializer:
             return load_encoder(folder, entry, settings, progress, device_map={"": device})
         model = load_weights(folder, settings).to(device)
         tokenizer = load_tokenizer(folder, model, settings)
-        loaded = build_loaded_model(
-            model, tokenizer, settings, entry.model.generation, progress, prepare=lambda: pack_linears(model)
+        return build_loaded_model(
+            model,
+            tokenizer,
+            settings,
+            entry.model.generation,
+            progress,
+            shape=vector_shape(folder, entry.model.embedding),
+            prepare=lambda: pack_linears(model),
         )
-        return with_embedder(loaded, model, folder, entry.model.embedding)

@@ -54,9 +54,11 @@ class DecoderEmbedder:
 class EncoderEmbedder:
     """Over a model that has no head to generate with."""
 
-    def __init__(self, model: Any, device: torch.device, shape: VectorShape) -> None:
+    def __init__(self, model: Any, shape: VectorShape) -> None:
         self._model = model
-        self._device = device
+        device: torch.device = model.get_input_embeddings().weight.device
+        # Of weights that are offloaded: what is given on the CPU is brought to where they are computed.
+        self._device = torch.device("cpu") if device.type == "meta" else device
         self._shape = shape
         self.num_dimensions: int = model.config.get_text_config().hidden_size
         self.can_be_cut = shape.can_be_cut

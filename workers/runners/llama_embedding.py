@@ -31,6 +31,7 @@ class LlamaCppEmbedder:
     def __init__(self, model: LlamaModel, shape: VectorShape, new_context: NewContext, max_batch_tokens: int) -> None:
         """`new_context` makes one for embeddings, of such sizes; `max_batch_tokens` are computed at a time."""
         self._model = model
+        self._is_encoder = model.is_encoder
         self._shape = shape
         self._new_context = new_context
         self._max_batch_tokens = max_batch_tokens
@@ -56,7 +57,7 @@ class LlamaCppEmbedder:
     def _make_room(self, num_tokens: int) -> None:
         """An empty context of at least so many cells."""
         if num_tokens <= self._num_cells:
-            if not self._model.is_encoder:
+            if not self._is_encoder:
                 llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
             return
         if self._finalizer is not None:
@@ -64,7 +65,7 @@ class LlamaCppEmbedder:
         self._num_cells = 0
         num_cells = max(MIN_CELLS, 1 << (num_tokens - 1).bit_length())
         # What looks at all tokens of a text must have them all at once.
-        max_batch_tokens = num_cells if self._model.is_encoder else self._max_batch_tokens
+        max_batch_tokens = num_cells if self._is_encoder else self._max_batch_tokens
         sizes = ContextSizes(num_slots=NUM_SLOTS, num_cells=num_cells, max_batch_tokens=max_batch_tokens)
         self._context = self._new_context(sizes)
         # The finalizer's reference keeps the model alive until its context is gone.
@@ -75,7 +76,7 @@ class LlamaCppEmbedder:
 
     def _steps(self, passages: Sequence[Passage]) -> Iterator[list[Chunk]]:
         """The passages, each in a slot of its own, cut where a batch is full."""
-        limit = self._num_cells if self._model.is_encoder else self._max_batch_tokens
+        limit = self._num_cells if self._is_encoder else self._max_batch_tokens
         chunks: list[Chunk] = []
         num_left = limit
         for slot, passage in enumerate(passages):
@@ -93,7 +94,7 @@ class LlamaCppEmbedder:
 
     def _run(self, chunks: Sequence[Chunk]) -> list[torch.Tensor]:
         """Hidden states of each chunk's tokens, `[num_tokens, size]`; llama.cpp computes all, whichever are wanted."""
-        run = llama_cpp.llama_encode if self._model.is_encoder else llama_cpp.llama_decode
+        run = llama_cpp.llama_encode if self._is_encoder else llama_cpp.llama_decode
         status = run(self._context, self._batch.fill(chunks))
         if status != 0:
             raise RuntimeError(f"llama.cpp cannot run the batch: {REASONS.get(status, f'status {status}')}")

@@ -39,6 +39,7 @@ class LlamaCppTokenizer:
         adds_bos = llama_cpp.llama_vocab_get_add_bos(model.vocab)
         self._opening_ids = [llama_cpp.llama_vocab_bos(model.vocab)] if adds_bos else []
         self._closing_ids = _closing_ids(model)
+        self._closes_texts = model.is_encoder
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, TokenPrompt):
@@ -49,7 +50,7 @@ class LlamaCppTokenizer:
         if isinstance(prompt, TextPrompt):
             token_ids = self._encode(escape.join(prompt), escape)
             framed = self._with_opening(token_ids) if prompt.has_opening else token_ids
-            return framed + self._closing_ids if prompt.has_closing or self._model.is_encoder else framed
+            return framed + self._closing_ids if prompt.has_closing or self._closes_texts else framed
         return self._with_opening(self._encode(self._template.render(prompt, escape), escape))
 
     def encode_text(self, text: str) -> list[int]:

@@ -26,7 +26,12 @@ def tokenize(**fields: Any) -> TokenizeRequest:
         ({"prompt": ["a"]}, "invalid_type", "prompt"),
         ({"messages": []}, "empty_array", "messages"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "invalid_value", "messages[0].role"),
-        ({"messages": MESSAGES, "add_special_tokens": False}, "invalid_value", "add_special_tokens"),
+        ({"messages": MESSAGES, "add_special_tokens": True}, "invalid_value", "add_special_tokens"),
+        (
+            {"prompt": "a", "use_prompt_format": True, "add_special_tokens": False},
+            "invalid_value",
+            "add_special_tokens",
+        ),
         ({"prompt": "a", "add_generation_prompt": False}, "invalid_value", "add_generation_prompt"),
         ({"prompt": "a", "continue_final_message": True}, "invalid_value", "continue_final_message"),
         (
@@ -56,6 +61,11 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], code: str, param: str) -
 )
 def test_an_answer_is_opened_unless_the_request_says_otherwise(fields: dict[str, Any], opens_answer: bool) -> None:
     assert tokenize(messages=MESSAGES, **fields).opens_answer == opens_answer
+
+
+def test_what_vllms_clients_say_of_a_conversation_by_default_is_taken() -> None:
+    said = {"add_generation_prompt": True, "continue_final_message": False, "add_special_tokens": False}
+    assert tokenize(messages=MESSAGES, **said, return_token_strs=False, tools=None).opens_answer
 
 
 @pytest.mark.parametrize(

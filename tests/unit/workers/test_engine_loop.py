@@ -10,15 +10,22 @@ from collections.abc import Iterator
 import pytest
 
 from model_registry.contract import (
+    NOTHING,
+    Detokenize,
+    Embed,
     FaultKind,
     Frame,
     GenerationRequest,
     SamplingParams,
     SequenceOutput,
+    Task,
     TextPrompt,
     TextSegment,
+    Tokenize,
+    Tokenized,
+    TokenPrompt,
 )
-from workers.engine.echo import BLOCK_SIZE, ByteTokenizer, EchoRunner, EchoSampler
+from workers.engine.echo import BLOCK_SIZE, VOCAB_SIZE, ByteTokenizer, EchoEmbedder, EchoRunner, EchoSampler
 from workers.engine.engine import Engine, EngineLimits, EngineSizes
 from workers.engine.loop import EngineLoop
 from workers.engine.paged_kv_cache import PagedKVCache
@@ -38,6 +45,7 @@ def make_engine(runner: EchoRunner | None = None) -> Engine:
         ByteTokenizer(),
         GrammarCompiler(ByteTokenizer()),
         EngineSizes(lambda: PagedKVCache(64, BLOCK_SIZE), limits),
+        EchoEmbedder(normalizes=False, can_be_cut=False),
     )
 
 
@@ -82,6 +90,29 @@ def test_requests_submitted_together_are_answered(loop: EngineLoop, reader: Read
     loop.submit([request("a", "first"), request("b", "second")])
     assert reader.until_final("a").text == "first"
     assert reader.until_final("b").text == "second"
+
+
+def test_each_task_is_answered_in_its_own_way_while_a_text_is_generated(loop: EngineLoop, reader: Reader) -> None:
+    prompt = TextPrompt((TextSegment("abc", trusted=True),))
+    tasks: dict[str, Task] = {"tokens": Tokenize(), "vector": Embed()}
+    loop.submit([request("text", "hello" * 10)])
+    loop.submit(
+        [GenerationRequest(request_id=name, prompt=prompt, sampling=NOTHING, task=tasks[name]) for name in tasks]
+    )
+    tokens = TokenPrompt((97, 98, 256))
+    loop.submit([GenerationRequest(request_id="back", prompt=tokens, sampling=NOTHING, task=Detokenize())])
+    assert reader.until_final("tokens").tokenized == Tokenized((97, 98, 99, 256))
+    assert len(reader.until_final("vector").embedding) == 4 * VOCAB_SIZE
+    assert reader.until_final("back").text == "ab<end of prompt>"
+    assert reader.until_final("text").text == "hello" * 10
+
+
+def test_tokens_are_told_of_prompts_that_no_context_holds(loop: EngineLoop, reader: Reader) -> None:
+    prompt = TextPrompt((TextSegment("x" * 1000, trusted=True),))
+    loop.submit([GenerationRequest(request_id="long", prompt=prompt, sampling=NOTHING, task=Tokenize())])
+    tokenized = reader.until_final("long").tokenized
+    assert tokenized is not None
+    assert len(tokenized.token_ids) == 1001
 
 
 def test_a_request_that_cannot_be_prepared_gets_its_fault_in_a_frame(loop: EngineLoop, reader: Reader) -> None:
