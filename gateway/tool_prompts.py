@@ -64,15 +64,15 @@ def _merged(group: list[ChatMessage]) -> list[ChatMessage]:
 
 
 def _call_in_words(call: ToolCall) -> str:
-    return f"<tool_call>\n{_json({'name': call.name, 'arguments': _parsed(call.arguments)})}\n</tool_call>"
+    return f'<tool_call>\n{{"name": {_json(call.name)}, "arguments": {_rewritten(call.arguments)}}}\n</tool_call>'
 
 
-def _parsed(arguments: str) -> Any:
-    """What is no JSON stays text."""
+def _rewritten(arguments: str) -> str:
+    """As models write JSON; what is none stays a text."""
     try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
+        return _json(json.loads(arguments))
+    except (ValueError, RecursionError):
+        return _json(arguments)
 
 
 def _json(value: Any) -> str:

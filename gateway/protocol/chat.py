@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from gateway.errors import InvalidRequestError, MissingParameterError, UnsupportedParameterError, shortened
-from gateway.protocol.fields import INT32_MAX, GenerationFields
+from gateway.protocol.fields import INT32_MAX, INT64_MAX, GenerationFields
 from gateway.protocol.structured import ResponseFormat
 from gateway.protocol.tools import MAX_TOOLS, FunctionType, ToolChoice, ToolDefinition, tool_use_of
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, text_or_list
@@ -192,13 +192,21 @@ def _template_kwargs(variables: dict[str, Any]) -> dict[str, Any]:
                 "invalid_value",
                 f"Invalid key in '{{param}}': '{shortened(name)}' is no variable that a request may set.",
             )
-        if isinstance(value, list | dict) or (isinstance(value, str) and len(value) > MAX_TEMPLATE_STRING):
+        if not _is_scalar(value):
             raise invalid(
                 "invalid_value",
-                f"Invalid value of '{shortened(name)}' in '{{param}}': expected a boolean, a number, null, or a string "
-                f"of at most {MAX_TEMPLATE_STRING} characters.",
+                f"Invalid value of '{shortened(name)}' in '{{param}}': expected a boolean, a number of at most 64 "
+                f"bits, null, or a string of at most {MAX_TEMPLATE_STRING} characters.",
             )
     return variables
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEMPLATE_STRING
+    if isinstance(value, int):
+        return -INT64_MAX - 1 <= value <= INT64_MAX
+    return value is None or isinstance(value, float)
 
 
 def _reasoning_effort(effort: str | None) -> str | None:

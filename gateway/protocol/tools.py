@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from gateway.errors import InvalidRequestError, MissingParameterError, shortened
+from gateway.protocol.fields import INT64_MAX
 from gateway.protocol.validation import OBJECT, TEXT, RequestModel, invalid
 from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
 
@@ -46,7 +47,22 @@ def _object_schema(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
             f"Invalid schema for '{{param}}': expected a JSON schema of 'type: \"object\"', but got "
             f"'type: {shortened(repr(kind))}'.",
         )
+    _check_integers(parameters)
     return parameters
+
+
+def _check_integers(schema: Any) -> None:
+    """Larger ones cannot be sent to a worker."""
+    level = [schema]
+    while level:
+        for value in level:
+            if isinstance(value, int) and not -INT64_MAX - 1 <= value <= INT64_MAX:
+                raise invalid(
+                    "invalid_function_parameters",
+                    "Invalid schema for '{param}': it holds an integer of more than 64 bits.",
+                )
+        parents = (value for value in level if isinstance(value, dict | list))
+        level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
 
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH), AfterValidator(_function_name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from transformers import AutoTokenizer
 
 from gateway.prompts import render_chat
 from gateway.tool_use import Tool
-from model_registry.contract import ChatMessage, ChatPrompt, RequestFaultError, TextPrompt, TextSegment, ToolCall
+from model_registry.contract import (
+    ChatMessage,
+    ChatPrompt,
+    RequestFaultError,
+    TextPrompt,
+    TextSegment,
+    ToolCall,
+)
 from model_registry.tool_formats import AnswerFormat, ReasoningFormat, ToolFormat
 from tests.support import chat_templates
 from workers.runners.chat_template import ChatTemplate, Escape, SpecialTokens
@@ -76,6 +84,13 @@ def test_tools_calls_and_results_are_rendered_with_arguments_as_mappings() -> No
 def test_arguments_that_are_no_object_stay_text() -> None:
     assert '"arguments": "what [1] is it"' in render(chat_templates.QWEN, HI, calls("what [1] is it"))
     assert '"arguments": "[1]"' in render(chat_templates.QWEN, HI, calls("[1]"))
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_arguments_that_are_nested_without_end_are_text_or_the_clients_error(depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    with suppress(RequestFaultError):
+        assert render(chat_templates.QWEN, HI, calls(deep)).count("a") >= depth
 
 
 def test_what_a_template_refuses_is_the_clients_error() -> None:

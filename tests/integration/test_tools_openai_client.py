@@ -93,6 +93,7 @@ def test_a_stream_put_together_by_the_client_says_what_the_whole_reply_says(clie
     assert final.usage == whole.usage
     calls = [call for chunk in chunks for one in chunk.choices for call in one.delta.tool_calls or ()]
     assert [(call.index, call.function.name) for call in calls if call.id] == [(0, "weather"), (1, "time")]
+    assert all((call.type, call.function.name) == (None, None) for call in calls if not call.id)
     arguments = [call.function.arguments for call in calls if call.index == 0]
     assert arguments == ['{"ci', 'ty": "Kö', 'ln"}']
 

@@ -30,6 +30,7 @@ from model_registry.contract import (
     encode_command,
 )
 from model_registry.schema import RegistryEntry
+from model_registry.tool_formats import AnswerFormat
 from workers.errors import LoadError
 from workers.report import WorkerPhase, WorkerReport
 from workers.worker import SPARE_REQUESTS, Worker
@@ -206,6 +207,11 @@ async def test_a_draining_worker_finishes_what_it_has_and_takes_nothing_new() ->
 async def test_a_start_that_is_called_twice_is_one_start() -> None:
     async with worker() as (one, address):
         assert await one.start() == address
+
+
+async def test_a_report_says_how_the_models_answers_are_to_be_read() -> None:
+    async with worker() as (one, _):
+        assert (await one.report()).answer_format == AnswerFormat()
 
 
 async def test_a_report_waits_for_news() -> None:

@@ -52,18 +52,17 @@ class ChatTemplate:
                 "This model has no chat template of its own; its registry entry must set prompt_format.",
                 "messages",
             )
-        messages = [self._as_dict(message, escape) for message in prompt.messages]
         given = escape.hide_all(self._template_kwargs(prompt.template_kwargs))
         try:
             (text,), _ = render_jinja_template(
-                conversations=[messages],
+                conversations=[[self._as_dict(message, escape) for message in prompt.messages]],
                 tools=escape.hide_all(list(prompt.tools)) or None,
                 chat_template=self._template,
                 add_generation_prompt=prompt.opens_answer and not prompt.continues_final_message,
                 continue_final_message=prompt.continues_final_message,
                 **(given | self._variables),
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise RequestFaultError(
                 FaultKind.INVALID_REQUEST,
                 f"The model's chat template refused the messages: {first_line(error)}",
@@ -147,7 +146,7 @@ def _parsed(arguments: str) -> Any:
     """A mapping, or the text where a model wrote something else."""
     try:
         value = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments
 

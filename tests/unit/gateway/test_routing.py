@@ -27,7 +27,7 @@ from gateway.routing import (
     RoutingReason,
 )
 from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
-from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment, TokenPrompt
+from model_registry.contract import ChatMessage, ChatPrompt, Prompt, TextPrompt, TextSegment, TokenPrompt, ToolCall
 
 BLOCK = "x" * BLOCK_BYTES
 ROOM = 1_000
@@ -107,6 +107,18 @@ def test_the_same_text_in_another_role_is_another_beginning() -> None:
     said = ChatPrompt((ChatMessage("system", BLOCK),))
     asked = ChatPrompt((ChatMessage("user", BLOCK),))
     assert router.fingerprint(said, None) != router.fingerprint(asked, None)
+
+
+def test_other_tools_and_other_calls_are_another_beginning() -> None:
+    router = router_of("ab")
+    call, other = (ChatMessage("assistant", "", tool_calls=(ToolCall("a", "f", BLOCK + one),)) for one in "ab")
+    plain = ChatPrompt((ChatMessage("user", BLOCK * 2),))
+    with_tools = ChatPrompt(plain.messages, ({"name": "f"},))
+    prints = [router.fingerprint(one, None) for one in (plain, with_tools)]
+    assert prints[0].prefixes[0] != prints[1].prefixes[0]
+    called = [router.fingerprint(ChatPrompt((one, *plain.messages)), None) for one in (call, other)]
+    assert called[0].prefixes[0] == called[1].prefixes[0]
+    assert called[0].prefixes[1] != called[1].prefixes[1]
 
 
 def test_token_ids_are_recognised_in_blocks_too_even_such_as_no_model_has() -> None:

@@ -44,6 +44,12 @@ def test_calls_and_results_become_text_and_results_that_follow_each_other_one_tu
     assert bye == HI
 
 
+def test_arguments_that_are_nested_without_end_stay_text() -> None:
+    for deep in ("[" * 100_000, "[" * 990 + "]" * 990):
+        call = ChatMessage("assistant", "", tool_calls=(ToolCall("a", "weather", deep),))
+        assert deep in with_tools_described([call], [])[0].content
+
+
 def test_a_template_that_knows_tools_gets_them_and_the_messages_as_they_are() -> None:
     prompt = render_chat([HI, CALLS, *RESULTS], None, tools=[WEATHER], tool_format=ToolFormat.HERMES)
     assert prompt == ChatPrompt((HI, CALLS, *RESULTS), (WEATHER.as_dict(),))
