@@ -26,9 +26,11 @@ chaos: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest tests/chaos tests/e2e/test_cluster.py tests/integration/test_lost_gateways.py \
 		-m 'long or not long' --rounds $(ROUNDS) --timeout 7200
 
-# What `make test` does briefly, for long: whatever the OpenAPI document allows and whatever it does not, new each time.
+# What `make test` does briefly, for long: whatever the OpenAPI document allows and whatever it does not, new each time;
+# and a thousand texts of a real model under strict JSON schemas.
 fuzz: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest tests/integration/test_openapi_fuzz.py -m long
+	$(BIN)/python -m pytest tests/integration/test_openapi_fuzz.py tests/integration/test_structured_outputs.py \
+		-m 'long or not long' --rounds 50 --timeout 7200
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check $(SOURCES)
