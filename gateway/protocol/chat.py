@@ -62,18 +62,20 @@ Content = Annotated[Annotated[str, Tag(TEXT)] | Annotated[list[TextPart], Tag(LI
 
 
 class CalledFunction(RequestModel):
-    name: str
-    arguments: str
-    parsed_arguments: Any = None
-    """The arguments once more, as the openai client's helpers add them to calls that they have read."""
+    name: str = Field(description="The function's name.")
+    arguments: str = Field(description="Its arguments as the model wrote them: JSON, as text.")
+    parsed_arguments: Any = Field(
+        None, description="Without effect: the arguments once more, as the openai client's helpers add them to calls."
+    )
 
 
 class MessageToolCall(RequestModel):
-    id: str
-    type: FunctionType = "function"
-    function: CalledFunction
-    index: int | None = None
-    """Of a call put together from a stream's deltas; says nothing that the order does not."""
+    id: str = Field(description="What the answer to the call names in `tool_call_id`.")
+    type: FunctionType = Field("function", description="What is called.")
+    function: CalledFunction = Field(description="The function, and what for.")
+    index: int | None = Field(
+        None, description="Without effect: of a call put together from a stream's deltas; the order says the same."
+    )
 
     def as_call(self) -> ToolCall:
         return ToolCall(self.id, self.function.name, self.function.arguments)
@@ -86,17 +88,22 @@ class Message(RequestModel):
         description="Who said it; a developer is a system.", json_schema_extra={"enum": list(ROLES)}
     )
     content: Content | None = Field(None, description="A text, or parts of one, which become lines.")
-    tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] | None = Field(None, description="Of an assistant: the calls it made.")
+    tool_call_id: str | None = Field(
+        None, description="Of a tool, which needs it: the id of the call that this message answers."
+    )
+    reasoning: str | None = Field(None, description="Of an assistant: what it thought before it answered.")
+    reasoning_content: str | None = Field(None, description="Another name of `reasoning`.")
 
     annotations: only_neutral([]) = None  # type: ignore[valid-type]
     audio: only_neutral() = None  # type: ignore[valid-type]
     function_call: only_neutral() = None  # type: ignore[valid-type]
-    name: str | None = None
-    parsed: Any = None
-    """The content once more, as the openai client's helpers add it."""
+    name: str | None = Field(
+        None, description="Of a tool: the function that was called. Not supported in other messages."
+    )
+    parsed: Any = Field(
+        None, description="Without effect: the content once more, as the openai client's helpers add it."
+    )
     refusal: only_neutral() = None  # type: ignore[valid-type]
 
     @property

@@ -41,7 +41,7 @@ def includable(name: str) -> str:
 class _Tool(RequestModel):
     """What is looked at first: tools of other types are not functions that miss something."""
 
-    type: FunctionType
+    type: FunctionType = Field(description="What kind of tool it is.")
 
 
 class FunctionTool(FunctionDefinition, _Tool):
@@ -56,16 +56,16 @@ class FunctionTool(FunctionDefinition, _Tool):
 class NamedFunction(RequestModel):
     """Of a tool choice: a function that is among the tools."""
 
-    type: FunctionType
-    name: str
+    type: FunctionType = Field(description="What kind of tool it is.")
+    name: str = Field(description="Name of a function in `tools`.")
 
 
 class AllowedTools(RequestModel):
     """A tool choice that leaves some of the tools."""
 
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: list[NamedFunction] = Field(min_length=1)
+    type: Literal["allowed_tools"] = Field(description="That some are allowed.")
+    mode: Literal["auto", "required"] = Field(description="Whether the model may or must call one of them.")
+    tools: list[NamedFunction] = Field(min_length=1, description="Those of `tools` that it is told of.")
 
 
 def _choice_kind(value: Any) -> str:
@@ -83,15 +83,15 @@ ToolChoice = Annotated[
 
 
 class JsonSchemaFormat(RequestModel):
-    type: Literal["json_schema"]
-    name: str = Field(pattern=_NAME)
+    type: Literal["json_schema"] = Field(description="JSON that fits a schema.")
+    name: str = Field(pattern=_NAME, description="Returned; the model is not told of the schema.")
     schema_: dict[str, Any] = Field(alias="schema", description="What the answer must fit.")
-    description: str | None = None
-    strict: bool | None = None
+    description: str | None = Field(None, description="Returned; the model is not told of the schema.")
+    strict: bool | None = Field(None, description="Returned; an answer always fits the schema.")
 
 
 class PlainFormat(RequestModel):
-    type: Literal["text", "json_object"]
+    type: Literal["text", "json_object"] = Field(description="Any text, or any JSON object.")
 
 
 def _format_kind(value: Any) -> str:
@@ -153,7 +153,7 @@ class ResponseRequest(SamplingFields):
         None, ge=0, le=MAX_TOP_LOGPROBS, description=f"Likeliest tokens told beside it, with `{LOGPROBS}` only."
     )
     text: TextOptions | None = Field(None, description="The form of the answer.")
-    reasoning: ReasoningOptions | None = None
+    reasoning: ReasoningOptions | None = Field(None, description="How the model thinks before it answers.")
     tools: list[FunctionTool] | None = Field(
         None, max_length=MAX_TOOLS, description="Functions that the model may call."
     )

@@ -51,19 +51,27 @@ def _known_kind(kind: str) -> str:
     return _one_of(kind, KINDS, OTHER_KINDS)
 
 
-Status = Literal["in_progress", "completed", "incomplete"]
+ItemId = Annotated[str | None, Field(description="Accepted without effect: what is kept gets an id of its own.")]
+Status = Annotated[
+    Literal["in_progress", "completed", "incomplete"] | None,
+    Field(description="Accepted without effect: what is sent is complete."),
+]
 
 
 class InputText(RequestModel):
-    type: Annotated[str, AfterValidator(_input_part)]
-    text: str
+    type: Annotated[str, AfterValidator(_input_part)] = Field(
+        description="What it is.", json_schema_extra={"enum": ["input_text"]}
+    )
+    text: str = Field(description="What it says.")
     prompt_cache_breakpoint: Any = Field(None, description="Accepted without effect: every prefix is cached.")
 
 
 class Text(InputText):
     """Of a message, also of one that this server wrote."""
 
-    type: Annotated[str, AfterValidator(_known_part)]
+    type: Annotated[str, AfterValidator(_known_part)] = Field(
+        description="Whether it was said to the model or by it.", json_schema_extra={"enum": list(TEXT_PARTS)}
+    )
     annotations: only_neutral([]) = None  # type: ignore[valid-type]
     logprobs: list[Any] | None = Field(None, description="Accepted without effect: they were told.")
 
@@ -78,11 +86,13 @@ def _text(content: str | list[Text] | list[InputText]) -> str:
 
 
 class Message(RequestModel):
-    type: Literal["message"] | None = None
-    role: Annotated[str, AfterValidator(_known_role)]
-    content: Content
-    id: str | None = None
-    status: Status | None = None
+    type: Literal["message"] | None = Field(None, description="What the item is; may be left out.")
+    role: Annotated[str, AfterValidator(_known_role)] = Field(
+        description="Who said it; a developer is a system.", json_schema_extra={"enum": list(ROLES)}
+    )
+    content: Content = Field(description="A text, or parts of one, which become lines.")
+    id: ItemId = None
+    status: Status = None
 
     phase: only_neutral() = None  # type: ignore[valid-type]
 
@@ -94,8 +104,8 @@ class Message(RequestModel):
 class _OfTool(RequestModel):
     """What calls and their outputs share."""
 
-    id: str | None = None
-    status: Status | None = None
+    id: ItemId = None
+    status: Status = None
 
     async_: only_neutral(False) = Field(None, alias="async")  # type: ignore[valid-type]
     caller: only_neutral({"type": "direct"}) = None  # type: ignore[valid-type]
@@ -104,16 +114,16 @@ class _OfTool(RequestModel):
 
 
 class FunctionCall(_OfTool):
-    type: Literal["function_call"]
-    call_id: str = Field(min_length=1)
-    name: str = Field(min_length=1)
-    arguments: str
+    type: Literal["function_call"] = Field(description="A call that the model made.")
+    call_id: str = Field(min_length=1, description="What the call's output names.")
+    name: str = Field(min_length=1, description="The function's name.")
+    arguments: str = Field(description="Its arguments as the model wrote them: JSON, as text.")
 
 
 class FunctionCallOutput(_OfTool):
-    type: Literal["function_call_output"]
-    call_id: str = Field(min_length=1)
-    output: Output
+    type: Literal["function_call_output"] = Field(description="What came of a call.")
+    call_id: str = Field(min_length=1, description="The call's own.")
+    output: Output = Field(description="A text, or parts of one, which become lines.")
     name: str | None = Field(None, description="Accepted without effect: its call has the name.")
 
     @property
@@ -122,15 +132,15 @@ class FunctionCallOutput(_OfTool):
 
 
 class ReasoningText(RequestModel):
-    type: Literal["reasoning_text"]
-    text: str
+    type: Literal["reasoning_text"] = Field(description="What it is.")
+    text: str = Field(description="What was thought.")
 
 
 class Reasoning(RequestModel):
-    type: Literal["reasoning"]
-    id: str | None = None
-    content: list[ReasoningText] | None = None
-    status: Status | None = None
+    type: Literal["reasoning"] = Field(description="What the model thought before it answered.")
+    id: ItemId = None
+    content: list[ReasoningText] | None = Field(None, description="Its parts.")
+    status: Status = None
 
     encrypted_content: only_neutral() = None  # type: ignore[valid-type]
     summary: only_neutral([]) = None  # type: ignore[valid-type]
@@ -143,14 +153,14 @@ class Reasoning(RequestModel):
 class ItemReference(RequestModel):
     """An item of a response that is kept, by its id."""
 
-    type: Literal["item_reference"] | None = None
-    id: str = Field(min_length=1)
+    type: Literal["item_reference"] | None = Field(None, description="What the item is; may be left out.")
+    id: str = Field(min_length=1, description="The item's.")
 
 
 class _UnknownItem(RequestModel):
     """Refuses whatever else has a type."""
 
-    type: Annotated[str, AfterValidator(_known_kind)]
+    type: Annotated[str, AfterValidator(_known_kind)] = Field(description="What the item is.")
 
 
 _UNKNOWN = "unknown"

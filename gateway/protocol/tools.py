@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from gateway.errors import InvalidRequestError, MissingParameterError, shortened
 from gateway.protocol.fields import INT64_MAX
@@ -17,6 +17,7 @@ MAX_TOOLS = 128
 MAX_NAME_LENGTH = 64
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _CHOICES = ("none", "auto", "required")
+_KINDS_OF_CHOICE = ("function", "allowed_tools")
 
 
 def _function_name(name: str) -> str:
@@ -65,13 +66,17 @@ def _check_integers(schema: Any) -> None:
         level = [child for one in parents for child in (one.values() if isinstance(one, dict) else one)]
 
 
-FunctionName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH), AfterValidator(_function_name)]
-FunctionType = Annotated[str, AfterValidator(_of_functions)]
+FunctionName = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_NAME_LENGTH, json_schema_extra={"pattern": "^[a-zA-Z0-9_-]+$"}),
+    AfterValidator(_function_name),
+]
+FunctionType = Annotated[str, AfterValidator(_of_functions), WithJsonSchema({"type": "string", "enum": ["function"]})]
 
 
 class FunctionDefinition(RequestModel):
-    name: FunctionName
-    description: str | None = None
+    name: FunctionName = Field(description="The function's name.")
+    description: str | None = Field(None, description="What it does and when to call it; the model reads this.")
     parameters: Annotated[dict[str, Any] | None, AfterValidator(_object_schema)] = Field(
         None, description="JSON schema of the arguments."
     )
@@ -79,8 +84,8 @@ class FunctionDefinition(RequestModel):
 
 
 class ToolDefinition(RequestModel):
-    type: FunctionType
-    function: FunctionDefinition
+    type: FunctionType = Field(description="What kind of tool it is.")
+    function: FunctionDefinition = Field(description="The function that may be called.")
 
     def as_tool(self) -> Tool:
         function = self.function
@@ -88,17 +93,21 @@ class ToolDefinition(RequestModel):
 
 
 class FunctionReference(RequestModel):
-    name: str
+    name: str = Field(description="Name of a function in `tools`.")
 
 
 class ToolReference(RequestModel):
-    type: FunctionType
-    function: FunctionReference
+    type: FunctionType = Field(description="What kind of tool it is.")
+    function: FunctionReference = Field(description="Which one.")
 
 
 class AllowedTools(RequestModel):
-    mode: Annotated[str, AfterValidator(lambda mode: _one_of(mode, ("auto", "required")))]
-    tools: list[ToolReference] = Field(min_length=1, max_length=MAX_TOOLS)
+    mode: Annotated[str, AfterValidator(lambda mode: _one_of(mode, ("auto", "required")))] = Field(
+        description="Whether the model may or must call one of them.", json_schema_extra={"enum": ["auto", "required"]}
+    )
+    tools: list[ToolReference] = Field(
+        min_length=1, max_length=MAX_TOOLS, description="Those of `tools` that it is told of."
+    )
 
 
 def _one_of(value: str, choices: Sequence[str]) -> str:
@@ -111,15 +120,17 @@ def _one_of(value: str, choices: Sequence[str]) -> str:
 
 
 def _kind_of_choice(kind: str) -> str:
-    return _of_functions(kind) if kind == "custom" else _one_of(kind, ("function", "allowed_tools"))
+    return _of_functions(kind) if kind == "custom" else _one_of(kind, _KINDS_OF_CHOICE)
 
 
 class ToolChoiceObject(RequestModel):
     """A function by its name, or those that are allowed."""
 
-    type: Annotated[str, AfterValidator(_kind_of_choice)]
-    function: FunctionReference | None = None
-    allowed_tools: AllowedTools | None = None
+    type: Annotated[str, AfterValidator(_kind_of_choice)] = Field(
+        description="Which of the two it is.", json_schema_extra={"enum": list(_KINDS_OF_CHOICE)}
+    )
+    function: FunctionReference | None = Field(None, description="The function that is called, once.")
+    allowed_tools: AllowedTools | None = Field(None, description="Those that may be called, and no others.")
 
     def check_parts(self) -> None:
         """Raises `InvalidRequestError` unless it has what its type asks for, and only that."""
@@ -151,7 +162,8 @@ def _known_choice(choice: str | None) -> str | None:
 
 
 ToolChoice = Annotated[
-    Annotated[str | None, AfterValidator(_known_choice), Tag(TEXT)] | Annotated[ToolChoiceObject, Tag(OBJECT)],
+    Annotated[str | None, AfterValidator(_known_choice), WithJsonSchema({"enum": [None, *_CHOICES]}), Tag(TEXT)]
+    | Annotated[ToolChoiceObject, Tag(OBJECT)],
     Discriminator(_choice_kind),
 ]
 

@@ -7,180 +7,38 @@ there; where it becomes honoured, its samples must hold everything that the clie
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from openai.types import EmbeddingCreateParams
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
 
 from gateway.errors import ApiError
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.completions import CompletionRequest
-from gateway.protocol.fields import GenerationFields
+from gateway.protocol.embeddings import EmbeddingRequest
+from gateway.protocol.fields import Body as RequestBody
+from gateway.protocol.response_create import ResponseRequest
+from gateway.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.support.client_fields import client_fields
+from tests.support.field_samples import (
+    CHAT_SAMPLES,
+    DETOKENIZE_SAMPLES,
+    EMBEDDING_SAMPLES,
+    RESPONSE_SAMPLES,
+    TEXT_SAMPLES,
+    TOKENIZE_SAMPLES,
+    Body,
+    Samples,
+)
 from tests.support.field_table import Fate, Row, holds, row_for, rows_of
-
-Body = dict[str, Any]
 
 REFUSALS = frozenset(("unsupported_parameter", "unsupported_value"))
 IN_REPLIES = {"messages[assistant].annotations"}
 """Of OpenAI's messages, which come back as part of a conversation, though the client's types of it do not say so."""
-BREAKPOINT = {"mode": "explicit", "ttl": "30m"}
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-FUNCTION = {"name": "weather", "description": "Of a city.", "parameters": SCHEMA, "strict": True}
-TOOL = {"type": "function", "function": FUNCTION}
-NAMED = {"type": "function", "function": {"name": "weather"}}
-CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
-
-
-def message(role: str, content: Any = "hi", **fields: Any) -> Body:
-    return {"messages": [{"role": role, "content": content} | fields]}
-
-
-def parts(role: str, *parts: Body) -> Body:
-    return message(role, list(parts))
-
-
-def called(answer: Body) -> Body:
-    """A call, and what came of it."""
-    return {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}, answer]}
-
-
-TEXT_PART = {"type": "text", "text": "hi"}
-
-GENERATION_SAMPLES: dict[str, list[Body]] = {
-    "model": [{"model": "some/model"}],
-    "temperature": [{"temperature": 0.5}],
-    "top_p": [{"top_p": 0.5}],
-    "top_k": [{"top_k": 5}],
-    "min_p": [{"min_p": 0.1}],
-    "max_tokens": [{"max_tokens": 5}],
-    "min_tokens": [{"min_tokens": 5}],
-    "n": [{"n": 2}],
-    "seed": [{"seed": 5}],
-    "stop": [{"stop": "a"}, {"stop": ["a", "b"]}],
-    "stop_token_ids": [{"stop_token_ids": [5]}],
-    "presence_penalty": [{"presence_penalty": 0.5}],
-    "frequency_penalty": [{"frequency_penalty": -0.5}],
-    "repetition_penalty": [{"repetition_penalty": 1.2}],
-    "logit_bias": [{"logit_bias": {"5": -100}}],
-    "ignore_eos": [{"ignore_eos": True}],
-    "use_prompt_format": [{"use_prompt_format": True}, {"use_prompt_format": False}],
-    "stream": [{"stream": True}],
-    "stream_options": [{"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": True}}],
-    "user": [{"user": "Ann"}],
-    "prompt_cache_key": [{"prompt_cache_key": "terms"}],
-    "timing": [{"timing": True}],
-    "structured_outputs": [{"structured_outputs": {"regex": "[a-z]+"}}],
-    "metadata": [{"metadata": {"label": "a"}}],
-    "moderation": [{"moderation": {"model": "omni", "policy": {"input": {"mode": "block"}}}}],
-    "prompt_cache_options": [{"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}}],
-    "prompt_cache_retention": [{"prompt_cache_retention": "24h"}],
-    "safety_identifier": [{"safety_identifier": "a"}],
-    "service_tier": [{"service_tier": "flex"}],
-    "store": [{"store": True}],
-}
-
-MESSAGE_SAMPLES: dict[str, list[Body]] = {
-    **{f"messages[{role}]": [message(role)] for role in ("system", "developer", "user", "assistant")},
-    **{f"messages[{role}].name": [message(role, name="Ann")] for role in ("system", "developer", "user", "assistant")},
-    **{
-        f"messages[{role}].content{kind}": [parts(role, TEXT_PART), parts(role, TEXT_PART, TEXT_PART)]
-        for role, kind in (("system", ""), ("developer", ""), ("user", "[text]"), ("assistant", "[text]"))
-    },
-    **{
-        f"messages[{role}].content{kind}.prompt_cache_breakpoint": [
-            parts(role, {**TEXT_PART, "prompt_cache_breakpoint": BREAKPOINT})
-        ]
-        for role, kind in (("system", ""), ("developer", ""), ("user", "[text]"), ("assistant", "[text]"))
-    },
-    "messages[user].content[image_url]": [
-        parts("user", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}})
-    ],
-    "messages[user].content[input_audio]": [
-        parts("user", {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}})
-    ],
-    "messages[user].content[file]": [parts("user", {"type": "file", "file": {"file_id": "file-1"}})],
-    "messages[assistant].content[refusal]": [parts("assistant", {"type": "refusal", "refusal": "no"})],
-    "messages[assistant].refusal": [message("assistant", refusal="no")],
-    "messages[assistant].audio": [message("assistant", audio={"id": "audio-1"})],
-    "messages[assistant].function_call": [message("assistant", function_call={"name": "weather", "arguments": "{}"})],
-    "messages[assistant].annotations": [message("assistant", annotations=[{"type": "url_citation"}])],
-    "messages[assistant].tool_calls": [message("assistant", tool_calls=[CALL])],
-    "messages[assistant].tool_calls[custom]": [
-        message("assistant", tool_calls=[{"id": "1", "type": "custom", "custom": {"name": "a", "input": "b"}}])
-    ],
-    "messages[tool]": [
-        called({"role": "tool", "content": "hi", "tool_call_id": "call_1"}),
-        called(
-            {
-                "role": "tool",
-                "content": [{**TEXT_PART, "prompt_cache_breakpoint": BREAKPOINT}],
-                "tool_call_id": "call_1",
-            }
-        ),
-    ],
-    "messages[function]": [message("function", name="weather")],
-}
-
-CHAT_SAMPLES: dict[str, list[Body]] = {
-    **GENERATION_SAMPLES,
-    **MESSAGE_SAMPLES,
-    "messages": [message("user")],
-    "max_completion_tokens": [{"max_completion_tokens": 5}],
-    "logprobs": [{"logprobs": True}],
-    "top_logprobs": [{"logprobs": True, "top_logprobs": 2}],
-    "response_format": [{"response_format": {"type": "text"}}],
-    "response_format[json_object]": [{"response_format": {"type": "json_object"}}],
-    "response_format[json_schema]": [
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "place", "description": "One.", "schema": SCHEMA, "strict": True},
-            }
-        }
-    ],
-    "tools": [{"tools": [TOOL]}],
-    "tools[function]": [{"tools": [TOOL]}],
-    "tools[custom]": [{"tools": [{"type": "custom", "custom": {"name": "code"}}]}],
-    "tool_choice": [{"tools": [TOOL], "tool_choice": choice} for choice in ("none", "auto", "required")],
-    "tool_choice[function]": [
-        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
-    ],
-    "tool_choice[custom]": [{"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "code"}}}],
-    "tool_choice[allowed_tools]": [
-        {
-            "tools": [TOOL],
-            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
-        }
-    ],
-    "parallel_tool_calls": [{"parallel_tool_calls": False}],
-    "functions": [{"functions": [{"name": "weather", "description": "Of a city.", "parameters": SCHEMA}]}],
-    "function_call": [{"function_call": {"name": "weather"}}],
-    "reasoning_effort": [{"reasoning_effort": "high"}],
-    "verbosity": [{"verbosity": "low"}],
-    "modalities": [{"modalities": ["text", "audio"]}],
-    "audio": [{"audio": {"format": "wav", "voice": "alloy"}}],
-    "prediction": [{"prediction": {"type": "content", "content": "hi"}}],
-    "web_search_options": [{"web_search_options": {"search_context_size": "low"}}],
-    "chat_template_kwargs": [{"chat_template_kwargs": {"enable_thinking": False}}],
-    "continue_final_message": [message("assistant") | {"continue_final_message": True}],
-    "add_generation_prompt": [
-        message("assistant") | {"continue_final_message": True, "add_generation_prompt": False},
-        {"add_generation_prompt": True},
-    ],
-}
-
-TEXT_SAMPLES: dict[str, list[Body]] = {
-    **GENERATION_SAMPLES,
-    "prompt": [{"prompt": prompt} for prompt in ("a", ["a", "b"], [1, 2], [[1], [2]])],
-    "best_of": [{"best_of": 2}],
-    "logprobs": [{"logprobs": 2}],
-    "echo": [{"echo": True}],
-    "suffix": [{"suffix": "end"}],
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +47,10 @@ class Endpoint:
 
     heading: str
     client_params: Any
-    request: type[GenerationFields]
+    """None where the client has no such call."""
+    request: type[RequestBody]
     needed: Body
-    samples: Mapping[str, list[Body]]
+    samples: Samples
 
     def __str__(self) -> str:
         return self.heading
@@ -225,6 +84,22 @@ ENDPOINTS = (
         {"model": "m", "prompt": "hi"},
         TEXT_SAMPLES,
     ),
+    Endpoint(
+        "POST /v1/responses",
+        response_create_params.ResponseCreateParams,
+        ResponseRequest,
+        {"model": "m", "input": "hi"},
+        RESPONSE_SAMPLES,
+    ),
+    Endpoint(
+        "POST /v1/embeddings",
+        EmbeddingCreateParams,
+        EmbeddingRequest,
+        {"model": "m", "input": "hi"},
+        EMBEDDING_SAMPLES,
+    ),
+    Endpoint("POST /v1/tokenize", None, TokenizeRequest, {"model": "m", "prompt": "hi"}, TOKENIZE_SAMPLES),
+    Endpoint("POST /v1/detokenize", None, DetokenizeRequest, {"model": "m", "tokens": [1]}, DETOKENIZE_SAMPLES),
 )
 
 
