@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError
@@ -28,8 +28,10 @@ from model_registry.tool_formats import (
 
 _JSON_STYLE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY: Final = r"(?s:.*)"
-_LARK: Final = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
-"""How llguidance tells its notation from llama.cpp's."""
+_LARK: Final = re.compile(r"%llguidance\b|start\s*:")
+"""How llguidance tells its notation from llama.cpp's: by a line that begins so."""
+MAX_GRAMMAR_CHARS: Final = 1024 * 1024
+"""Of everything that tools and content ask for together."""
 _MAX_GAP: Final = 2
 """Line breaks between reasoning and answer."""
 
@@ -52,7 +54,22 @@ def answer_constraint(
         rules += ["answer: content | calls", *_calls(use, format_)]
     else:
         rules.append("answer: content")
-    return Constraint(kind=ConstraintKind.GRAMMAR, source="\n".join(rules), param=content.param)
+    # What a worker finds wrong may be in either; schemas of other tools leave out what cannot be expressed.
+    param = "tools" if any(tool.strict for tool in use.callable) else content.param
+    return _grammar(rules, param)
+
+
+def _grammar(rules: Sequence[str], param: str) -> Constraint:
+    """Raises `InvalidRequestError` for one that is too large."""
+    source = "\n".join(rules)
+    if len(source) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"Invalid '{param}': what is asked for comes to a grammar of {len(source)} characters, more than "
+            f"{MAX_GRAMMAR_CHARS}. Use fewer or smaller schemas.",
+            param=param,
+            code="invalid_value",
+        )
+    return Constraint(kind=ConstraintKind.GRAMMAR, source=source, param=param)
 
 
 def _nested(content: Constraint) -> str:
@@ -65,7 +82,7 @@ def _nested(content: Constraint) -> str:
         case ConstraintKind.REGEX:
             return f"/{_between_slashes(content.source)}/"
         case ConstraintKind.GRAMMAR:
-            if not _LARK.search(content.source):
+            if not any(_LARK.match(line.lstrip()) for line in content.source.splitlines()):
                 raise InvalidRequestError(
                     f"Invalid '{content.param}': with tools, and for models that reason, a grammar has to be in Lark's "
                     "notation, with a rule 'start: …'.",
@@ -106,7 +123,7 @@ def _tool_constraint(use: ToolUse, format_: AnswerFormat, is_reasoning: bool | N
         f"ANY: /{_ANY}/",
         f"TEXT: {_text_without_calls(syntax)}",
     ]
-    return Constraint(kind=ConstraintKind.GRAMMAR, source="\n".join(rules), param="tools" if is_free else "tool_choice")
+    return _grammar(rules, "tools" if is_free else "tool_choice")
 
 
 def _calls(use: ToolUse, format_: AnswerFormat) -> list[str]:
@@ -187,8 +204,11 @@ _CALLS: Final = {CallForm.OBJECT: _objects, CallForm.LIST: _lists, CallForm.NAME
 
 
 def _object(syntax: ToolSyntax, index: int, tool: Tool) -> str:
-    head = f'{{"name": {json.dumps(tool.name)}, "{syntax.arguments_key}": '
-    return f'{_text(head)} arguments_{index} "}}"'
+    parts = ("{", '"name"', ":", " ", json.dumps(tool.name), ",", " ", f'"{syntax.arguments_key}"', ":", " ")
+    if syntax.is_bare:
+        # Where JSON may stand in place of a call, both must be read in the same lexemes until they differ.
+        return f'{" ".join(map(_text, parts))} arguments_{index} "}}"'
+    return f'{_text("".join(parts))} arguments_{index} "}}"'
 
 
 def _schema(tool: Tool) -> str:

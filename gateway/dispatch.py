@@ -28,7 +28,6 @@ from gateway.errors import (
     ModelNotFoundError,
     ServerError,
     WorkerLostError,
-    from_fault,
 )
 from gateway.load import Load
 from gateway.metrics import Metrics
@@ -36,6 +35,7 @@ from gateway.model_lane import ModelLane
 from gateway.output_stream import OutputStream
 from gateway.routing import Router, RoutingPolicy
 from gateway.ticket import Submission, Ticket, TicketState
+from gateway.token_estimates import prompt_tokens
 from gateway.worker_link import WorkerLink
 from model_registry.contract import (
     Fault,
@@ -253,7 +253,7 @@ class Dispatcher:
                 link.model_id,
                 fault.message,
             )
-        self._fail_ticket(ticket, from_fault(fault, prompt_param=ticket.submission.prompt_param))
+        self._fail_ticket(ticket, ticket.submission.error_of(fault))
 
     def _refused_by(self, link: WorkerLink, kind: FaultKind) -> None:
         if kind is FaultKind.WORKER_FULL:
@@ -450,7 +450,7 @@ def _tickets(submission: Submission, stream: OutputStream, now: float) -> list[T
             GenerationRequest(request_id=f"{name}-{index}", prompt=prompt, sampling=sampling, task=submission.task)
             for index, sampling in enumerate(submission.sampling, start=first)
         ]
-        num_bytes = _size_on_channel(requests[0], submission)
+        num_bytes, num_prompt_tokens = _size_on_channel(requests[0], submission), prompt_tokens(prompt)
         tickets += [
             Ticket(
                 base=request,
@@ -458,6 +458,7 @@ def _tickets(submission: Submission, stream: OutputStream, now: float) -> list[T
                 submission=submission,
                 stream=stream,
                 num_bytes=num_bytes,
+                num_prompt_tokens=num_prompt_tokens,
                 admitted_at=now,
             )
             for index, request in enumerate(requests, start=first)

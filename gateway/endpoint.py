@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -114,6 +114,8 @@ class Endpoint(ABC, Generic[RequestT]):
     path: str
     request_type: type[RequestT]
     prompt_param: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Fields by the names that workers have for them, where they differ."""
     reply: type[msgspec.Struct]
     chunks: tuple[type[msgspec.Struct], ...]
     """What a stream of it is made of."""
@@ -161,6 +163,7 @@ class Endpoint(ABC, Generic[RequestT]):
             prompts=work.prompts,
             sampling=work.sampling,
             prompt_param=self.prompt_param,
+            params=self.params,
             trace_id=http.state.request_id,
             received_at=http.state.received_at,
             session=http.headers.get(SESSION_HEADER) or request.session,

@@ -28,6 +28,8 @@ it into a response, an open stream into an error event.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from model_registry.contract import Fault, FaultKind
@@ -312,14 +314,19 @@ class DeadlineError(ServerError):
         return {"x-should-retry": "false"}
 
 
-def from_fault(fault: Fault, *, prompt_param: str) -> ApiError:
-    """What the client sees of a worker's fault. `prompt_param` is the field that held its prompt."""
+def from_fault(fault: Fault, *, prompt_param: str, params: Mapping[str, str] = MappingProxyType({})) -> ApiError:
+    """What the client sees of a worker's fault, in the names of its request's fields.
+
+    `prompt_param` is the field that held its prompt; `params` are others whose names are not the worker's.
+    """
     match fault.kind:
         case FaultKind.CONTEXT_LENGTH_EXCEEDED:
             return ContextLengthExceededError(fault.message, param=prompt_param)
         case FaultKind.INVALID_REQUEST:
-            param = prompt_param if fault.param == "prompt" else fault.param
-            return InvalidRequestError(fault.message, param=param, code="invalid_value")
+            of_prompt = fault.param in ("prompt", "messages")
+            param = prompt_param if of_prompt else params.get(fault.param or "", fault.param)
+            message = fault.message.replace(f"'{fault.param}'", f"'{param}'")
+            return InvalidRequestError(message, param=param, code="invalid_value")
         case FaultKind.WORKER_LOST:
             return WorkerLostError()
         case _:

@@ -95,7 +95,7 @@ def _min_tokens(requested: int | None, default: int, limit: int | None) -> int:
     if limit is not None and requested > limit:
         raise InvalidRequestError(
             f"Invalid 'min_tokens': {requested} is more than the {limit} tokens that may be generated. "
-            "Lower it, or raise 'max_tokens'.",
+            "Lower it, or raise the limit.",
             param="min_tokens",
             code="integer_above_max_value",
         )

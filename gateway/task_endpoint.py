@@ -36,6 +36,8 @@ class TaskPlan:
 
     prompts: tuple[Prompt, ...]
     task: Task
+    prompt_param: str = ""
+    """The field that holds the prompts, where it is not the endpoint's."""
     reply: Callable[[Sequence[SequenceOutput], ModelView], msgspec.Struct]
     """From the final outputs in the order of the prompts, and the model as it is then."""
 
@@ -92,7 +94,7 @@ class TaskEndpoint(Generic[RequestT]):
             prompts=plan.prompts,
             sampling=(NOTHING,),
             task=plan.task,
-            prompt_param=self.prompt_param,
+            prompt_param=plan.prompt_param or self.prompt_param,
             trace_id=http.state.request_id,
             received_at=http.state.received_at,
         )

@@ -5,15 +5,17 @@ Plain state with one owner, the dispatcher; knows nothing of channels or HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
 
+from gateway.errors import ApiError, from_fault
 from gateway.output_stream import OutputStream
 from gateway.routing import Route
-from gateway.token_estimates import EXPECTED_TOKENS, prompt_tokens, tokens_left
-from model_registry.contract import GENERATE, Generate, GenerationRequest, Prompt, SamplingParams, Task
+from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
+from model_registry.contract import GENERATE, Fault, Generate, GenerationRequest, Prompt, SamplingParams, Task
 
 
 class TicketState(StrEnum):
@@ -31,6 +33,8 @@ class Submission:
     sampling: tuple[SamplingParams, ...]
     prompt_param: str
     """Request field that held the prompts, named in errors about them."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Its fields by the names that workers have for them, where they differ."""
     trace_id: str
     """What its client and the logs know it by."""
     received_at: float
@@ -38,6 +42,10 @@ class Submission:
     task: Task = GENERATE
     session: str | None = field(default=None, repr=False)
     """What its client calls the session it belongs to."""
+
+    def error_of(self, fault: Fault) -> ApiError:
+        """What its client sees of a worker's fault."""
+        return from_fault(fault, prompt_param=self.prompt_param, params=self.params)
 
     @property
     def num_sequences(self) -> int:
@@ -54,6 +62,8 @@ class Ticket:
     stream: OutputStream
     num_bytes: int
     """Size of its request on the channel."""
+    num_prompt_tokens: int
+    """As estimated: only a worker knows."""
     admitted_at: float
     state: TicketState = TicketState.QUEUED
     num_attempts: int = 0
@@ -68,12 +78,9 @@ class Ticket:
     last_output_at: float | None = None
     request: GenerationRequest = field(init=False)
     """What the current attempt sends: every attempt has an id of its own, so outputs of an older one are not ours."""
-    num_prompt_tokens: int = field(init=False)
-    """As estimated: only a worker knows."""
 
     def __post_init__(self) -> None:
         self.request = self.base
-        self.num_prompt_tokens = prompt_tokens(self.base.prompt)
 
     @property
     def is_first_of_prompt(self) -> bool:

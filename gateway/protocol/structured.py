@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from gateway.errors import InvalidRequestError, MissingParameterError
+from gateway.errors import BadJsonError, InvalidRequestError, MissingParameterError
+from gateway.protocol.strict_json import parse_json
 from gateway.protocol.validation import RequestModel, invalid, only_neutral, type_name
 
 MAX_SOURCE_CHARS: Final = 128 * 1024
@@ -33,12 +34,26 @@ def _schema_text(value: Any) -> str | None:
     if not isinstance(value, dict | str):
         raise invalid("invalid_type", f"Invalid type for '{{param}}': expected an object, but got {type_name(value)}.")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        try:
+            parse_json(value.encode())
+        except (BadJsonError, UnicodeEncodeError) as error:
+            raise invalid("invalid_value", f"Invalid '{{param}}': no schema can be read from it: {error}") from None
     if len(text) > MAX_SOURCE_CHARS:
         raise invalid(
             "string_above_max_length",
             f"Invalid '{{param}}': the schema has {len(text)} characters of JSON, more than {MAX_SOURCE_CHARS}.",
         )
     return text
+
+
+def _not_too_long(texts: list[str] | None) -> list[str] | None:
+    if texts is not None and (num_chars := sum(map(len, texts))) > MAX_SOURCE_CHARS:
+        raise invalid(
+            "string_above_max_length",
+            f"Invalid '{{param}}': the texts have {num_chars} characters, more than {MAX_SOURCE_CHARS}.",
+        )
+    return texts
 
 
 SchemaText = Annotated[str | None, BeforeValidator(_schema_text), WithJsonSchema({"type": ["object", "null"]})]
@@ -78,7 +93,7 @@ class StructuredOutputs(RequestModel):
 
     json_: SchemaText = Field(None, alias="json", description="A JSON schema, as an object or as its text.")
     regex: Source | None = Field(None, description="A regular expression for the whole text.")
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]] | None, AfterValidator(_not_too_long)] = Field(
         None, min_length=1, max_length=MAX_TEXTS, description="Texts, one of which is generated."
     )
     grammar: Source | None = Field(

@@ -18,7 +18,7 @@ from gateway.chat_plan import ChatPlan, Conversation, chat_plan
 from gateway.constraints import ANY_OBJECT
 from gateway.conversation import Json, chat_messages
 from gateway.endpoint import EXAMPLE_MODEL, Endpoint
-from gateway.errors import InvalidRequestError, ResponseNotFoundError
+from gateway.errors import InvalidRequestError, ResponseNotFoundError, UnsupportedParameterError
 from gateway.kept_responses import KeptResponses
 from gateway.output_stream import OutputStream
 from gateway.prompts import check_num_words
@@ -81,6 +81,7 @@ class ResponsesEndpoint(Endpoint[ResponseRequest]):
             template_kwargs=request.template_kwargs,
             uses_prompt_format=request.use_prompt_format is not False,
         )
+        _check_effort(request, conversation, model)
         params = _sampling(request, model)
         return ResponseWork(
             model_id=model.model_id,
@@ -89,6 +90,18 @@ class ResponsesEndpoint(Endpoint[ResponseRequest]):
             new_items=tuple(new),
             kept=kept,
         )
+
+
+def _check_effort(request: ResponseRequest, conversation: Conversation, model: ModelView) -> None:
+    """Only a chat template can know about it."""
+    effort = request.reasoning.effort if request.reasoning else None
+    if effort in (None, "none") or not (conversation.uses_prompt_format and model.entry.model.generation.prompt_format):
+        return
+    raise UnsupportedParameterError(
+        "Unsupported parameter: 'reasoning.effort' is a variable of chat templates, and this model's prompts are made "
+        "by its prompt_format instead. Leave it out.",
+        param="reasoning.effort",
+    )
 
 
 def _sampling(request: ResponseRequest, model: ModelView) -> SamplingParams:
@@ -148,6 +161,7 @@ _endpoint = ResponsesEndpoint(
     path="/v1/responses",
     request_type=ResponseRequest,
     prompt_param="input",
+    params={"reasoning_effort": "reasoning.effort"},
     reply=Response,
     chunks=EVENTS,
     example={"model": EXAMPLE_MODEL, "input": "What is the capital of France?"},

@@ -31,7 +31,10 @@ router = APIRouter()
 
 def _plan_tokenize(request: TokenizeRequest, model: ModelView) -> TaskPlan:
     return TaskPlan(
-        prompts=(_prompt(request, model),), task=Tokenize(bool(request.return_token_strs)), reply=_tokens_told
+        prompts=(_prompt(request, model),),
+        task=Tokenize(bool(request.return_token_strs)),
+        prompt_param="prompt" if request.messages is None else "messages",
+        reply=_tokens_told,
     )
 
 

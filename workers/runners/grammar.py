@@ -6,6 +6,7 @@ its own limits, so that a client's grammar costs its client an error and others 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from typing import Final
@@ -22,6 +23,9 @@ MAX_CACHED_GRAMMARS: Final = 64
 MAX_MESSAGE_CHARS: Final = 300
 LIMITS: Final = LLParserLimits(verbose_errors=False)
 """llguidance's own: about 20 ms to build a grammar's lexer and 15 ms for a mask, and half a million symbols."""
+
+
+_EXCERPT: Final = re.compile(r"\n\s*\d+ \|")
 
 
 class GrammarCompiler:
@@ -132,6 +136,8 @@ def _grammar_of(constraint: Constraint) -> str:
 
 def _lark_of(grammar: str) -> str:
     """A grammar in either notation as Lark. Raises `ValueError`."""
+    # Blank lines say nothing, and cost the library's search for a rule the square of their number.
+    grammar = "\n".join(line for line in grammar.splitlines() if line.strip())
     if not is_lark_syntax(grammar) and "::=" not in grammar:
         raise ValueError("a grammar has a rule 'start: …', as Lark writes it, or 'root ::= …', as GBNF does")
     try:
@@ -142,6 +148,7 @@ def _lark_of(grammar: str) -> str:
 
 
 def _refused(reason: str, param: str) -> RequestFaultError:
-    reason = " ".join(reason.split())
+    # Below its first lines llguidance shows the grammar, which a client may never have written.
+    reason = " ".join(_EXCERPT.split(reason)[0].split())
     shown = reason if len(reason) <= MAX_MESSAGE_CHARS else f"{reason[:MAX_MESSAGE_CHARS]}…"
     return RequestFaultError(FaultKind.INVALID_REQUEST, f"Invalid '{param}': {shown}", param)

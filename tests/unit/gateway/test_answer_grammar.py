@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -202,7 +203,6 @@ def test_a_form_of_the_content_holds_behind_the_reasoning_and_beside_calls(conte
     ):
         constraint = answer_constraint(use, format_, content, is_reasoning=is_reasoning)
         assert constraint is not None
-        assert constraint.param == content.param
         assert takes(constraint.source, before + text)
         assert not takes(constraint.source, before + "anything")
         assert takes(constraint.source, before + call) == bool(use)
@@ -227,3 +227,38 @@ def test_what_cannot_be_part_of_another_grammar_is_refused_by_name(kind: Constra
     with pytest.raises(InvalidRequestError) as raised:
         answer_constraint(AUTO, PLAIN, content, is_reasoning=False)
     assert raised.value.param == "structured_outputs.it"
+
+
+@pytest.mark.parametrize("gap", ["", " ", "\n  "])
+@pytest.mark.parametrize("key", ["city", "name"])
+def test_json_may_stand_in_place_of_a_call_that_is_json_too(gap: str, key: str) -> None:
+    source = json.dumps({"type": "object", "properties": {key: {"type": "string"}}, "required": [key]})
+    content = Constraint(kind=ConstraintKind.JSON_SCHEMA, source=source, param="response_format")
+    constraint = answer_constraint(AUTO, AnswerFormat(ToolFormat.LLAMA), content, is_reasoning=False)
+    assert constraint is not None
+    assert takes(constraint.source, f'{{{gap}"{key}":{gap}"Ada"}}')
+    assert takes(constraint.source, written(ToolFormat.LLAMA, ONE))
+    assert not takes(constraint.source, "text")
+
+
+def test_what_strict_tools_and_content_ask_for_together_is_blamed_on_the_tools() -> None:
+    lenient = ToolUse(ToolMode.AUTO, (TIME,), (TIME,))
+    for use, param in ((AUTO, "tools"), (lenient, PERSON.param)):
+        constraint = answer_constraint(use, PLAIN, PERSON, is_reasoning=False)
+        assert constraint is not None
+        assert constraint.param == param
+
+
+def test_a_grammar_of_megabytes_is_refused_by_name() -> None:
+    large = Tool("large", None, {"type": "object", "description": "x" * 2_000_000}, strict=True)
+    with pytest.raises(InvalidRequestError, match="Use fewer or smaller schemas") as raised:
+        grammar(ToolUse(ToolMode.REQUIRED, (large,), (large,)))
+    assert raised.value.param == "tool_choice"
+
+
+def test_blank_lines_do_not_hold_up_the_event_loop() -> None:
+    content = Constraint(kind=ConstraintKind.GRAMMAR, source="\n" * 100_000 + "x", param="structured_outputs.grammar")
+    started = time.monotonic()
+    with pytest.raises(InvalidRequestError):
+        answer_constraint(AUTO, PLAIN, content, is_reasoning=False)
+    assert time.monotonic() - started < 1

@@ -82,3 +82,14 @@ def test_details_of_an_engine_fault_stay_inside() -> None:
 
 def test_client_text_in_messages_is_short_and_printable() -> None:
     assert shortened("\x1b[2J" + "a" * 200) == "?[2J" + "a" * 96 + "…"
+
+
+@pytest.mark.parametrize(
+    ("param", "told"),
+    [("prompt", "input"), ("messages", "input"), ("reasoning_effort", "reasoning.effort"), ("stop_token_ids", None)],
+)
+def test_a_workers_fault_names_fields_as_their_client_does(param: str, told: str | None) -> None:
+    fault = Fault(kind=FaultKind.INVALID_REQUEST, message=f"Invalid '{param}': no.", param=param)
+    error = from_fault(fault, prompt_param="input", params={"reasoning_effort": "reasoning.effort"})
+    assert error.param == (told or param)
+    assert error.message == f"Invalid '{told or param}': no."

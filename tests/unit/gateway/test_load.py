@@ -92,6 +92,7 @@ def test_a_request_that_waits_may_come_to_its_limit_and_one_that_runs_has_come_t
         submission=submission,
         stream=OutputStream(1, on_close=lambda: None),
         num_bytes=100,
+        num_prompt_tokens=3,
         admitted_at=0.0,
     )
     ticket.num_generated_tokens = 5

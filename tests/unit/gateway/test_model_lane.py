@@ -18,7 +18,7 @@ from gateway.model_lane import RATE_WINDOW_S, UNKNOWN_WAIT_S, ModelLane, unavail
 from gateway.output_stream import OutputStream
 from gateway.routing import Router, RoutingReason
 from gateway.ticket import Submission, Ticket
-from gateway.token_estimates import EXPECTED_TOKENS
+from gateway.token_estimates import EXPECTED_TOKENS, prompt_tokens
 from gateway.worker_link import WorkerLink
 from model_registry.contract import (
     GENERATE,
@@ -60,6 +60,7 @@ def ticket_of(submission: Submission, name: str) -> Ticket:
         submission=submission,
         stream=OutputStream(1, on_close=lambda: None),
         num_bytes=100,
+        num_prompt_tokens=prompt_tokens(submission.prompts[0]),
         admitted_at=0.0,
     )
 

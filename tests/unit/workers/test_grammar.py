@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import time
 
 import jsonschema
 import pytest
@@ -251,3 +253,18 @@ def test_the_marks_of_tool_calls_are_text_also_where_a_vocabulary_has_them_as_sp
     assert [token_id for token_id in range(260) if _may_come(place, token_id)] == [256]
     place.accept(256)
     assert [token_id for token_id in range(260) if _may_come(place, token_id)] == [258]
+
+
+@pytest.mark.parametrize("grammar", ["\n" * 100_000 + "x", " \n" * 60_000 + 'start: "a"', "start\n" * 20_000])
+def test_blank_lines_cost_a_grammar_nothing(grammar: str) -> None:
+    started = time.monotonic()
+    with contextlib.suppress(RequestFaultError):
+        GrammarCompiler(ByteTokenizer()).compile(constraint(ConstraintKind.GRAMMAR, grammar))
+    assert time.monotonic() - started < 1
+
+
+def test_an_error_does_not_show_the_grammar() -> None:
+    form = constraint(ConstraintKind.GRAMMAR, 'start: "a" rest\nrest: %json {"type": "frob"}\nother: "secret"')
+    with pytest.raises(RequestFaultError, match="frob") as raised:
+        GrammarCompiler(ByteTokenizer()).compile(form)
+    assert "|" not in raised.value.fault.message
