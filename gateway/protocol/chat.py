@@ -88,13 +88,13 @@ class Message(RequestModel):
     content: Content | None = Field(None, description="A text, or parts of one, which become lines.")
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
+    name: str | None = Field(None, description="Who said it, for chat templates that tell speakers apart.")
     reasoning: str | None = None
     reasoning_content: str | None = None
 
     annotations: only_neutral([]) = None  # type: ignore[valid-type]
     audio: only_neutral() = None  # type: ignore[valid-type]
     function_call: only_neutral() = None  # type: ignore[valid-type]
-    name: str | None = None
     parsed: Any = None
     """The content once more, as the openai client's helpers add it."""
     refusal: only_neutral() = None  # type: ignore[valid-type]
@@ -136,7 +136,6 @@ class Message(RequestModel):
             "reasoning": (self.reasoning, "assistant"),
             "reasoning_content": (self.reasoning_content, "assistant"),
             "tool_call_id": (self.tool_call_id, "tool"),
-            "name": (self.name, "tool"),
         }
         for field, (value, role) in owners.items():
             if value and self.role != role:
@@ -179,7 +178,7 @@ def conversation_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
                 reasoning=message.reasoning or message.reasoning_content or "",
                 tool_calls=calls,
                 tool_call_id=message.tool_call_id or "",
-                name=called[message.tool_call_id] if message.tool_call_id else "",
+                name=called[message.tool_call_id] if message.tool_call_id else message.name or "",
             )
         )
     return tuple(conversation)
