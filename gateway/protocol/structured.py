@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from gateway.errors import InvalidRequestError, MissingParameterError
+from gateway.protocol.client_schemas import without_any_name
 from gateway.protocol.validation import RequestModel, invalid, only_neutral, type_name
 
 MAX_SOURCE_CHARS: Final = 128 * 1024
@@ -32,7 +33,7 @@ def _schema_text(value: Any) -> str | None:
         return None
     if not isinstance(value, dict | str):
         raise invalid("invalid_type", f"Invalid type for '{{param}}': expected an object, but got {type_name(value)}.")
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(without_any_name(value), ensure_ascii=False)
     if len(text) > MAX_SOURCE_CHARS:
         raise invalid(
             "string_above_max_length",
