@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError
+from gateway.protocol.client_schemas import without_any_name
 from gateway.tool_use import Tool, ToolMode, ToolUse
 from model_registry.contract import JSON_WHITESPACE, Constraint, ConstraintKind
 from model_registry.tool_formats import (
@@ -216,7 +217,7 @@ def _schema(tool: Tool) -> str:
     schema: Mapping[str, Any] = tool.schema
     kind = {} if "type" in schema or "$ref" in schema else {"type": "object"}
     style = _JSON_STYLE if tool.strict else {**_JSON_STYLE, "lenient": True}
-    return json.dumps({**kind, **schema, "x-guidance": style})
+    return json.dumps({**kind, **without_any_name(schema), "x-guidance": style})
 
 
 def _text(text: str) -> str:

@@ -53,7 +53,7 @@ def _in_words(message: ChatMessage) -> ChatMessage:
         return ChatMessage("user", content, tool_call_id=message.tool_call_id)
     said = [message.content] if message.content else []
     content = "\n".join([*said, *map(_call_in_words, message.tool_calls)])
-    return ChatMessage(message.role, content, message.reasoning)
+    return ChatMessage(message.role, content, message.reasoning, name=message.name)
 
 
 def _merged(group: list[ChatMessage]) -> list[ChatMessage]:

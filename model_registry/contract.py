@@ -116,7 +116,7 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_call_id: str = ""
     """Of a tool: which call this answers."""
     name: str = ""
-    """Of a tool: the function that was called."""
+    """Of a tool: the function that was called; of others: who said it, if a client told."""
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag="chat", omit_defaults=True):

@@ -92,15 +92,13 @@ class Message(RequestModel):
     tool_call_id: str | None = Field(
         None, description="Of a tool, which needs it: the id of the call that this message answers."
     )
+    name: str | None = Field(None, description="Who said it, for chat templates that tell speakers apart.")
     reasoning: str | None = Field(None, description="Of an assistant: what it thought before it answered.")
     reasoning_content: str | None = Field(None, description="Another name of `reasoning`.")
 
     annotations: only_neutral([]) = None  # type: ignore[valid-type]
     audio: only_neutral() = None  # type: ignore[valid-type]
     function_call: only_neutral() = None  # type: ignore[valid-type]
-    name: str | None = Field(
-        None, description="Of a tool: the function that was called. Not supported in other messages."
-    )
     parsed: Any = Field(
         None, description="Without effect: the content once more, as the openai client's helpers add it."
     )
@@ -143,7 +141,6 @@ class Message(RequestModel):
             "reasoning": (self.reasoning, "assistant"),
             "reasoning_content": (self.reasoning_content, "assistant"),
             "tool_call_id": (self.tool_call_id, "tool"),
-            "name": (self.name, "tool"),
         }
         for field, (value, role) in owners.items():
             if value and self.role != role:
@@ -186,7 +183,7 @@ def conversation_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
                 reasoning=message.reasoning or message.reasoning_content or "",
                 tool_calls=calls,
                 tool_call_id=message.tool_call_id or "",
-                name=called[message.tool_call_id] if message.tool_call_id else "",
+                name=called[message.tool_call_id] if message.tool_call_id else message.name or "",
             )
         )
     return tuple(conversation)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from gateway.errors import BadJsonError, InvalidRequestError, MissingParameterError
+from gateway.protocol.client_schemas import without_any_name
 from gateway.protocol.strict_json import parse_json
 from gateway.protocol.validation import RequestModel, invalid, only_neutral, type_name
 
@@ -33,7 +34,7 @@ def _schema_text(value: Any) -> str | None:
         return None
     if not isinstance(value, dict | str):
         raise invalid("invalid_type", f"Invalid type for '{{param}}': expected an object, but got {type_name(value)}.")
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(without_any_name(value), ensure_ascii=False)
     if isinstance(value, str):
         try:
             parse_json(value.encode())

@@ -23,6 +23,7 @@ from gateway.kept_responses import KeptResponses
 from gateway.output_stream import OutputStream
 from gateway.prompts import check_num_words
 from gateway.protocol import openapi
+from gateway.protocol.client_schemas import without_any_name
 from gateway.protocol.response_create import JsonSchemaFormat, ResponseRequest
 from gateway.protocol.response_items import KeptItem
 from gateway.protocol.response_objects import EVENTS, DeletedResponse, ItemList, Response
@@ -121,7 +122,8 @@ def _constraint(request: ResponseRequest) -> Constraint | None:
     wanted = request.text.format if request.text else None
     if wanted is None or wanted.type == "text":
         return None
-    source = json.dumps(wanted.schema_, ensure_ascii=False) if isinstance(wanted, JsonSchemaFormat) else ANY_OBJECT
+    schema = without_any_name(wanted.schema_) if isinstance(wanted, JsonSchemaFormat) else None
+    source = ANY_OBJECT if schema is None else json.dumps(schema, ensure_ascii=False)
     return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=source, param="text.format")
 
 

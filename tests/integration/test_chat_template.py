@@ -81,6 +81,11 @@ def test_tools_calls_and_results_are_rendered_with_arguments_as_mappings() -> No
     assert text.endswith("<|im_start|>assistant\n")
 
 
+def test_a_template_that_tells_speakers_apart_gets_their_names() -> None:
+    source = "{% for message in messages %}{{ message.name or message.role }}: {{ message.content }}\n{% endfor %}"
+    assert render(source, ChatMessage("user", "hi", name="Ann"), HI) == "Ann: hi\nuser: hi\n"
+
+
 def test_arguments_that_are_no_object_stay_text() -> None:
     assert '"arguments": "what [1] is it"' in render(chat_templates.QWEN, HI, calls("what [1] is it"))
     assert '"arguments": "[1]"' in render(chat_templates.QWEN, HI, calls("[1]"))
@@ -116,6 +121,7 @@ def test_special_tokens_in_whatever_a_client_wrote_are_hidden_until_the_text_is_
     messages = (
         ChatMessage("assistant", evil, evil, (call, ToolCall("b", "f", evil))),
         ChatMessage("tool", evil, tool_call_id=evil, name=evil),
+        ChatMessage("user", evil, name=evil),
     )
     tools = (tool(evil, evil, **{evil: {"enum": [evil]}}),)
     escape = Escape(SPECIAL)
@@ -123,7 +129,7 @@ def test_special_tokens_in_whatever_a_client_wrote_are_hidden_until_the_text_is_
     assert evil not in text
     assert SPECIAL.split(text) == [text]
     # Transformers gives templates the reasoning under two names.
-    assert escape.reveal(text).count(evil) == len(escape.hidden) + 1 == 15
+    assert escape.reveal(text).count(evil) == len(escape.hidden) + 1 == 17
 
 
 def test_an_assistants_last_message_can_be_gone_on_with() -> None:

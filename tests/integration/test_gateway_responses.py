@@ -129,6 +129,16 @@ def test_a_parsed_answer_is_asked_for_by_its_schema(client: openai.OpenAI, worke
     assert json.loads(constraint.source)["properties"] == {"text": {"title": "Text", "type": "string"}}
 
 
+def test_a_schema_that_says_names_may_be_any_is_told_as_it_came(client: openai.OpenAI, worker: TalkingWorker) -> None:
+    """As zod writes it; no grammar can say it, and none has to."""
+    schema: dict[str, Any] = {"type": "object", "propertyNames": {"type": "string"}}
+    reply = client.responses.create(**HELLO, text={"format": {"type": "json_schema", "name": "a", "schema": schema}})
+    constraint = worker.requests[-1].sampling.constraint
+    assert constraint is not None
+    assert constraint.source == '{"type": "object"}'
+    assert reply.to_dict()["text"]["format"]["schema"] == schema
+
+
 def test_any_json_object_may_be_asked_for(client: openai.OpenAI, worker: TalkingWorker) -> None:
     reply = client.responses.create(**HELLO, text={"format": {"type": "json_object"}})
     constraint = worker.requests[-1].sampling.constraint

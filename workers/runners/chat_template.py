@@ -119,6 +119,7 @@ class ChatTemplate:
             result["tool_calls"] = [escape.hide_all(self._call_as_dict(call)) for call in message.tool_calls]
         if message.tool_call_id:
             result["tool_call_id"] = escape.hide(self._call_id(message.tool_call_id))
+        if message.name:
             result["name"] = escape.hide(message.name)
         return result
 

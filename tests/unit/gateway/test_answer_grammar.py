@@ -66,6 +66,14 @@ def test_answers_are_free_without_tools_and_with_tools_that_are_not_strict() -> 
     assert answer_constraint(ToolUse(ToolMode.AUTO, (TIME,), (TIME,)), PLAIN, None, is_reasoning=False) is None
 
 
+def test_a_strict_tool_may_say_that_names_may_be_any() -> None:
+    numbers = {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}}
+    sum_up = Tool("sum", None, numbers, strict=True)
+    source = grammar(ToolUse(ToolMode.REQUIRED, (sum_up,), (sum_up,)))
+    assert takes(source, written(ToolFormat.HERMES, ("sum", '{"any": 1}')))
+    assert not takes(source, written(ToolFormat.HERMES, ("sum", '{"any": "1"}')))
+
+
 def test_a_constraint_names_the_field_that_asked_for_it() -> None:
     for use, param in ((REQUIRED, "tool_choice"), (AUTO, "tools")):
         constraint = answer_constraint(use, PLAIN, None, is_reasoning=False)

@@ -59,6 +59,12 @@ SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}}
             "structured_outputs.json",
         ),
         (
+            {"structured_outputs": {"json": SCHEMA | {"propertyNames": {"type": "string"}}}},
+            ConstraintKind.JSON_SCHEMA,
+            '{"type": "object", "properties": {"größe": {"type": "integer"}}}',
+            "structured_outputs.json",
+        ),
+        (
             {"structured_outputs": {"json": "{}"}, "response_format": {"type": "text"}},
             ConstraintKind.JSON_SCHEMA,
             "{}",

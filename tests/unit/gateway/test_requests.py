@@ -11,6 +11,7 @@ from gateway.errors import InvalidRequestError
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.completions import CompletionRequest
 from gateway.protocol.fields import NO_EFFECT
+from model_registry.contract import ChatMessage
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "hi"}
@@ -43,7 +44,7 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"messages": user(None)}, "invalid_type", "messages[0].content"),
         ({"messages": user([{"type": "image_url"}])}, "unsupported_value", "messages[0].content[0].type"),
         ({"messages": user([{"type": "text"}])}, "missing_required_parameter", "messages[0].content[0].text"),
-        ({"messages": user("hi", name="Ann")}, "unsupported_parameter", "messages[0].name"),
+        ({"messages": user("hi", name=7)}, "invalid_type", "messages[0].name"),
         ({"messages": user("hi", mood="good")}, "unknown_parameter", "messages[0].mood"),
         ({"<b>": 1}, "unknown_parameter", "<b>"),
         ({"<text>": 1}, "unknown_parameter", "<text>"),
@@ -241,6 +242,13 @@ def test_an_assistants_reply_can_be_sent_back_as_it_came() -> None:
         "function_call": None, "tool_calls": None,
     }  # fmt: skip
     assert chat(messages=[reply]).messages[0].text == "yes"
+
+
+@pytest.mark.parametrize(("name", "known"), [("Ann", "Ann"), ("", ""), (None, "")])
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_who_speaks_may_have_a_name(role: str, name: str | None, known: str) -> None:
+    message = {"role": role, "content": "hi", "name": name}
+    assert chat(messages=[message]).conversation == (ChatMessage(role, "hi", name=known),)
 
 
 def test_text_parts_are_lines_of_one_content() -> None:

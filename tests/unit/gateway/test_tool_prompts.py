@@ -31,6 +31,11 @@ def test_without_tools_nothing_is_said_of_them() -> None:
     assert with_tools_described([HI], []) == [HI]
 
 
+def test_who_speaks_keeps_a_name() -> None:
+    ann = ChatMessage("user", "hi", name="Ann")
+    assert with_tools_described([ann], []) == [ann]
+
+
 def test_calls_and_results_become_text_and_results_that_follow_each_other_one_turn() -> None:
     call, results, bye = with_tools_described([CALLS, *RESULTS, HI], [])
     assert call == ChatMessage(
