@@ -19,7 +19,8 @@ it into a response, an open stream into an error event.
     ├── OverloadedError                come back later; says when
     │   ├── QueueFullError 429
     │   ├── ModelUnavailableError 503
-    │   └── DrainingError 503
+    │   ├── DrainingError 503
+    │   └── SetAsideError 503          work that nobody waits for gave way; no client sees it
     └── ServerError 500                our fault; no details go out
         ├── WorkerLostError            the worker died under the request
         └── DeadlineError 504
@@ -279,6 +280,13 @@ class DrainingError(OverloadedError):
     @property
     def headers(self) -> dict[str, str]:
         return super().headers | {"connection": "close"}
+
+
+class SetAsideError(OverloadedError):
+    """Clients want what this work has. It may be done later; nobody waits for it, so nobody is told."""
+
+    def __init__(self) -> None:
+        super().__init__("This work has given way to what somebody waits for.", retry_after_s=MIN_RETRY_AFTER_S)
 
 
 class ServerError(ApiError):

@@ -38,6 +38,8 @@ class Submission:
     task: Task = GENERATE
     session: str | None = field(default=None, repr=False)
     """What its client calls the session it belongs to."""
+    is_background: bool = False
+    """Nobody waits for it: it gets only what clients leave, and is set aside when they want that too."""
 
     @property
     def num_sequences(self) -> int:
@@ -74,6 +76,10 @@ class Ticket:
     def __post_init__(self) -> None:
         self.request = self.base
         self.num_prompt_tokens = prompt_tokens(self.base.prompt)
+
+    @property
+    def is_background(self) -> bool:
+        return self.submission.is_background
 
     @property
     def is_first_of_prompt(self) -> bool:
