@@ -10,8 +10,9 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -59,11 +60,25 @@ class StoreFile:
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self._path}: {error}") from error
 
+    async def beside(self, work: Callable[[], T]) -> T:
+        """The result of `work` with the files beside this one, in another thread, however long it takes."""
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            raise StoreError(str(error)) from error
+
     @property
     def database(self) -> sqlite3.Connection:
         if self._opened is None:
             raise sqlite3.ProgrammingError("it is not open")
         return self._opened
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The database, for changes that happen together or not at all."""
+        with self.database as database:
+            database.execute("BEGIN IMMEDIATE")
+            yield database
 
     def _open(self) -> None:
         # The files that SQLite puts beside this one get its mode.
