@@ -31,7 +31,7 @@ LOOKS_PER_LEASE: Final = 5
 SWEEP_INTERVAL_S: Final = 60.0
 BACK_OFF_S: Final = 5.0
 """Before a batch that could not be run goes to anybody again."""
-MAX_RUNS: Final = 16
+MAX_RUNS: Final = 64
 """Batches that one process runs at once; the others wait, or another process has them."""
 
 NewRun = Callable[[Batch, str], BatchRun]

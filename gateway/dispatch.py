@@ -102,7 +102,7 @@ class Dispatcher:
         self._is_idle.set()
         self.is_draining = False
         self._turned = asyncio.Event()
-        """Set for a moment whenever there may be room for background work."""
+        """Set for a moment when there is room for background work, or never will be."""
         self.starved = asyncio.Event()
         """Set when a request has to wait for a replica to come; cleared by whoever tells the pool."""
 
@@ -180,6 +180,11 @@ class Dispatcher:
             self._make_way(lane)
             self._send(lane.assign_background(), now)
         self._metrics.load_changed()
+        if any(lane.takes_background for lane in self._lanes.values()):
+            self._tell_background()
+
+    def _tell_background(self) -> None:
+        """Whoever waits for its turn looks again."""
         self._turned.set()
         self._turned.clear()
 
@@ -391,6 +396,7 @@ class Dispatcher:
         for link in list(lane.links.values()):
             self._retire(lane, link)
         self._metrics.forget_model(lane.model_id)
+        self._tell_background()
 
     def _retire(self, lane: ModelLane, link: WorkerLink) -> None:
         if lane.links.pop(link.replica_id, None) is None:
@@ -440,8 +446,7 @@ class Dispatcher:
         for lane in self._lanes.values():
             for ticket in lane.queued_background:
                 self._fail_ticket(ticket, DrainingError())
-        self._turned.set()
-        self._turned.clear()
+        self._tell_background()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Whether all requests ended in time."""

@@ -41,12 +41,13 @@ _RETRY_S: Final = 60.0
 class OfflineStores:
     """One folder. Everything but the constructor may raise `StoreError`."""
 
-    def __init__(self, folder: Path, *, max_bytes: int, keep_s: float) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.time) -> None:
+        """`clock` is the same in all processes that share the folder."""
         tables = file_store.TABLES + batch_store.TABLES
         self._folder = folder
         self._database = StoreFile(folder / "files.db", tables, version=_VERSION, name="file-store")
-        self.files = FileStore(folder / "content", self._database, max_bytes=max_bytes, keep_s=keep_s)
-        self.batches = BatchStore(self._database, self.files, keep_s=keep_s)
+        self.files = FileStore(folder / "content", self._database, max_bytes=max_bytes, keep_s=keep_s, clock=clock)
+        self.batches = BatchStore(self._database, self.files, keep_s=keep_s, clock=clock)
 
     async def open(self) -> None:
         await self._database.beside(self._make_folders)

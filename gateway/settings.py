@@ -7,9 +7,9 @@ gateway; everything else gets the finished, frozen settings handed in.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.routing import RoutingPolicy
@@ -78,6 +78,12 @@ class GatewaySettings(BaseSettings):
     )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="Largest file that is uploaded.")
     max_choices: int = Field(8, ge=1, le=128, description="Largest `n` and `best_of` of a request.")
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: Any) -> Any:
+        """And not the folder that the gateway happens to be started in."""
+        return None if value == "" else value
 
     @classmethod
     def load(cls) -> Self:
