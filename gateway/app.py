@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -16,22 +17,30 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from gateway.batch_run import BatchRun
+from gateway.batch_runner import BatchRunner
+from gateway.begun_reply import Begins
+from gateway.call import Call
 from gateway.channel import Connect
 from gateway.dispatch import Dispatcher
 from gateway.kept_responses import KeptResponses
+from gateway.line_feed import FeedParts
 from gateway.load_reporter import LoadReporter
 from gateway.metrics import Metrics
 from gateway.middleware.body_limit import BodyLimitMiddleware
 from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
+from gateway.offline import Offline, OfflineStores
 from gateway.pool import PoolSource
 from gateway.protocol import openapi
 from gateway.response_store import ResponseStore
 from gateway.routes import (
     admin,
+    batches,
     chat,
     completions,
     embeddings,
+    files,
     health,
     metrics,
     models,
@@ -48,6 +57,10 @@ FIRST_BACK_OFF_S: Final = 1.0
 MAX_BACK_OFF_S: Final = 30.0
 FIRST_VIEW_S: Final = 5.0
 """How long a start waits to hear what is deployed; a gateway that knows of no model calls every model unknown."""
+IN_BATCHES: Final[tuple[tuple[str, Begins], ...]] = tuple(
+    (one.path, one) for one in (chat.endpoint, completions.endpoint, responses.endpoint, embeddings.endpoint)
+)
+"""The endpoints that batches may be about."""
 
 
 def create_app(
@@ -65,7 +78,12 @@ def create_app(
         middleware=[
             Middleware(RequestIdMiddleware),
             Middleware(ErrorMiddleware),
-            Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.body_timeout_s),
+            Middleware(
+                BodyLimitMiddleware,
+                settings.max_body_bytes,
+                settings.body_timeout_s,
+                uploads={files.PATH: settings.max_file_bytes},
+            ),
         ],
         exception_handlers={HTTPException: framework_error},
         redirect_slashes=False,
@@ -80,9 +98,47 @@ def create_app(
     app.state.pool = pool
     app.state.reload = reload
     app.state.kept_responses = KeptResponses(_response_store(settings), max_conversation_bytes=settings.max_body_bytes)
-    for part in (completions, chat, responses, embeddings, tokenization, models, health, metrics, admin):
+    _add_batches(app, settings)
+    for part in (
+        completions,
+        chat,
+        responses,
+        embeddings,
+        tokenization,
+        files,
+        batches,
+        models,
+        health,
+        metrics,
+        admin,
+    ):
         app.include_router(part.router)
     return app
+
+
+def _add_batches(app: FastAPI, settings: GatewaySettings) -> None:
+    """The stores of files and batches and who runs these, where there is a folder for them."""
+    app.state.offline_stores = app.state.batch_runner = None
+    if settings.files is None:
+        app.state.offline = Offline(None, on_work=lambda: None)
+        return
+    stores = OfflineStores(settings.files, max_bytes=settings.files_max_bytes, keep_s=settings.files_ttl_s)
+    parts = FeedParts(
+        store=stores.batches,
+        files=stores.files,
+        dispatcher=app.state.dispatcher,
+        metrics=app.state.metrics,
+        new_call=lambda request_id: Call.in_background(app.state, trace_id=request_id, received_at=time.monotonic()),
+    )
+    runner = BatchRunner(
+        stores.batches,
+        stores.files,
+        app.state.dispatcher,
+        app.state.metrics,
+        lambda batch, owner: BatchRun(batch, owner, dict(IN_BATCHES), parts, max_line_bytes=settings.max_body_bytes),
+    )
+    app.state.offline_stores, app.state.batch_runner = stores, runner
+    app.state.offline = Offline(stores, on_work=runner.wake)
 
 
 def _response_store(settings: GatewaySettings) -> ResponseStore | None:
@@ -106,12 +162,16 @@ class _Application(FastAPI):
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.kept_responses.open()
+    if app.state.offline_stores is not None:
+        await app.state.offline_stores.open()
     has_view = asyncio.Event()
     reporter = LoadReporter(app.state.dispatcher, app.state.pool)
-    tasks = (
+    tasks = [
         asyncio.create_task(_follow(app.state.pool, app.state.dispatcher, has_view), name="follow-pool"),
         asyncio.create_task(reporter.run(), name="report-load"),
-    )
+    ]
+    if app.state.batch_runner is not None:
+        tasks.append(asyncio.create_task(_run_batches(app.state.batch_runner, has_view), name="run-batches"))
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_VIEW_S):
@@ -124,6 +184,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await app.state.dispatcher.close()
         await app.state.pool.close()
         await app.state.kept_responses.close()
+        if app.state.offline_stores is not None:
+            await app.state.offline_stores.close()
+
+
+async def _run_batches(runner: BatchRunner, has_view: asyncio.Event) -> None:
+    """Not before it is known what is deployed: a batch about models that nobody knows would fail."""
+    await has_view.wait()
+    await runner.run()
 
 
 async def _follow(pool: PoolSource, dispatcher: Dispatcher, has_view: asyncio.Event) -> None:

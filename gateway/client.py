@@ -33,6 +33,11 @@ async def parsed(http: Request, parse: Callable[[bytes], T]) -> T:
         body = await http.body()
     except ClientDisconnect:
         raise ClientGoneError from None
+    return await parsed_body(body, parse)
+
+
+async def parsed_body(body: bytes, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a body that is here. Raises what `parse` raises."""
     if len(body) < _LARGE_BODY_BYTES:
         return parse(body)
     return await asyncio.to_thread(parse, body)

@@ -5,7 +5,7 @@ neither HTTP nor Ray. Everything happens on one event loop, so state changes bet
 
 A ticket ends exactly once: with its final output, a fault, a deadline, or because nobody reads it any more. Until its
 first output it is sent again when its worker was full, draining or lost; after that, never. A request under which two
-workers died is refused: it may be what kills them.
+workers died is refused: it may be what kills them. Background work is given back whenever clients want its place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -27,6 +27,7 @@ from gateway.errors import (
     DrainingError,
     ModelNotFoundError,
     ServerError,
+    SetAsideError,
     WorkerLostError,
 )
 from gateway.load import Load
@@ -100,6 +101,8 @@ class Dispatcher:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.is_draining = False
+        self._turned = asyncio.Event()
+        """Set for a moment when there is room for background work, or never will be."""
         self.starved = asyncio.Event()
         """Set when a request has to wait for a replica to come; cleared by whoever tells the pool."""
 
@@ -146,6 +149,15 @@ class Dispatcher:
         self._flush_soon()
         return stream
 
+    async def background_turn(self, model_id: str) -> None:
+        """Waits until work that nobody waits for may come. Raises `ModelNotFoundError` or `DrainingError`."""
+        while True:
+            if self.is_draining:
+                raise DrainingError
+            if self._lane(model_id).takes_background:
+                return
+            await self._turned.wait()
+
     def _lane(self, model_id: str) -> ModelLane:
         lane = self._lanes.get(model_id)
         if lane is None:
@@ -163,12 +175,29 @@ class Dispatcher:
         self._flush_is_due = False
         now = time.monotonic()
         for lane in self._lanes.values():
-            for link, tickets in lane.assign():
-                for ticket in tickets:
-                    ticket.mark_sent(now)
-                    self._sent_to[ticket] = link
-                link.send(tickets)
+            self._make_way(lane)
+            self._send(lane.assign(), now)
+            self._make_way(lane)
+            self._send(lane.assign_background(), now)
         self._metrics.load_changed()
+        if any(lane.takes_background for lane in self._lanes.values()):
+            self._tell_background()
+
+    def _tell_background(self) -> None:
+        """Whoever waits for its turn looks again."""
+        self._turned.set()
+        self._turned.clear()
+
+    def _send(self, assigned: Iterable[tuple[WorkerLink, list[Ticket]]], now: float) -> None:
+        for link, tickets in assigned:
+            for ticket in tickets:
+                ticket.mark_sent(now)
+                self._sent_to[ticket] = link
+            link.send(tickets)
+
+    def _make_way(self, lane: ModelLane) -> None:
+        for ticket in lane.in_the_way:
+            self._fail_ticket(ticket, SetAsideError())
 
     # What links tell
 
@@ -278,7 +307,9 @@ class Dispatcher:
     # Ends
 
     def _expire(self, job: _Job) -> None:
-        self._fail_job(job, DeadlineError(self._request_timeout_s))
+        was_sent = any(ticket.num_attempts for ticket in job.tickets)
+        is_patient = job.tickets[0].is_background and not was_sent
+        self._fail_job(job, SetAsideError() if is_patient else DeadlineError(self._request_timeout_s))
 
     def _fail_ticket(self, ticket: Ticket, error: ApiError) -> None:
         """One choice that cannot go on ends the whole reply: a client could not use the rest."""
@@ -365,6 +396,7 @@ class Dispatcher:
         for link in list(lane.links.values()):
             self._retire(lane, link)
         self._metrics.forget_model(lane.model_id)
+        self._tell_background()
 
     def _retire(self, lane: ModelLane, link: WorkerLink) -> None:
         if lane.links.pop(link.replica_id, None) is None:
@@ -409,8 +441,12 @@ class Dispatcher:
     # Shutting down
 
     def drain(self) -> None:
-        """Nothing new is taken; what is open goes on."""
+        """Nothing new is taken; what is open goes on, but for work that nobody waits for and no worker has yet."""
         self.is_draining = True
+        for lane in self._lanes.values():
+            for ticket in lane.queued_background:
+                self._fail_ticket(ticket, DrainingError())
+        self._tell_background()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Whether all requests ended in time."""

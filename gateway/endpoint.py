@@ -1,7 +1,7 @@
-"""One HTTP request for generation, from its body to its response: validate, submit, answer, always clean up.
+"""One request for generation, from its body to its response: validate, submit, answer, always clean up.
 
 The only place where requests, dispatcher, replies and metrics meet; the routes give it what their endpoint is about.
-Knows starlette's requests and responses, not the workers.
+Knows starlette's requests and responses, not the workers. A line of a batch takes the same way, without HTTP.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.answer import AnswerReader, PlainReader
-from gateway.client import CLIENT_CLOSED_REQUEST, parsed, recorded, unless_gone
+from gateway.begun_reply import BegunReply
+from gateway.call import SESSION_HEADER, Call
+from gateway.client import CLIENT_CLOSED_REQUEST, parsed, parsed_body, recorded, unless_gone
 from gateway.completions import Completion, Layout, ReplyShape
-from gateway.dispatch import Dispatcher
-from gateway.errors import ApiError
+from gateway.errors import ApiError, InvalidRequestError
 from gateway.framing import Framing
-from gateway.metrics import Metrics, RequestRecord
+from gateway.metrics import RequestRecord
 from gateway.output_stream import OutputStream
 from gateway.protocol import openapi
 from gateway.protocol.fields import GenerationFields, SamplingFields
 from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
-from gateway.settings import GatewaySettings
 from gateway.sse import EventStream, events
 from gateway.ticket import Submission
 from model_registry.contract import FinishReason, ModelView, Prompt, SamplingParams
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 EXAMPLE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The one that `make serve` brings, for the OpenAPI document."""
 
-SESSION_HEADER = "x-session-id"
 _SESSION_PARAMETER: dict[str, Any] = {
     "in": "header",
     "name": SESSION_HEADER,
@@ -123,7 +122,7 @@ class Endpoint(ABC, Generic[RequestT]):
     """A body, for the OpenAPI document."""
 
     @abstractmethod
-    async def work(self, http: Request, request: RequestT, model: ModelView) -> Work[RequestT]:
+    async def work(self, call: Call, request: RequestT, model: ModelView) -> Work[RequestT]:
         """What the request comes to. Raises `ApiError`."""
 
     @property
@@ -143,62 +142,71 @@ class Endpoint(ABC, Generic[RequestT]):
 
     async def answer(self, http: Request) -> Response:
         """The response to one request. Raises `ApiError`, which the error middleware answers."""
-        metrics: Metrics = http.app.state.metrics
-        record = metrics.request(self.path, http.state.received_at)
-        return await recorded(record, self._answer(http, record))
+        call = Call.of(http)
+        record = call.metrics.request(self.path, call.received_at)
+        return await recorded(record, self._answer(http, call, record))
 
-    async def _answer(self, http: Request, record: RequestRecord) -> Response:
-        settings: GatewaySettings = http.app.state.settings
-        request = await parsed(http, partial(self.request_type.parse, max_choices=settings.max_choices))
-        reply = await self._start(http, request, record)
-        return await self._respond(http, request, reply, record)
+    async def begin(self, call: Call, body: bytes) -> BegunReply:
+        """Queues what a body asks for that came by another way than HTTP. Raises `ApiError`."""
+        request = await parsed_body(body, self._parser(call))
+        if request.stream:
+            raise InvalidRequestError(
+                "Invalid 'stream': nobody reads a stream here; leave it out or set it to false.",
+                param="stream",
+                code="invalid_value",
+            )
+        reply = await self._start(call, request, call.dispatcher.model(request.model))
+        return BegunReply(reply.stream, reply.whole)
 
-    async def _start(self, http: Request, request: RequestT, record: RequestRecord) -> ReplyInProgress:
-        dispatcher: Dispatcher = http.app.state.dispatcher
-        model = dispatcher.model(request.model)
+    def _parser(self, call: Call) -> Callable[[bytes], RequestT]:
+        return partial(self.request_type.parse, max_choices=call.settings.max_choices)
+
+    async def _answer(self, http: Request, call: Call, record: RequestRecord) -> Response:
+        request = await parsed(http, self._parser(call))
+        model = call.dispatcher.model(request.model)
         record.model = model.model_id
-        work = await self.work(http, request, model)
+        reply = await self._start(call, request, model)
+        answer = self._stream if request.stream else self._whole
+        try:
+            return await answer(http, call, reply, record)
+        except BaseException:
+            reply.stream.close()
+            raise
+
+    async def _start(self, call: Call, request: RequestT, model: ModelView) -> ReplyInProgress:
+        work = await self.work(call, request, model)
         submission = Submission(
             model_id=model.model_id,
             prompts=work.prompts,
             sampling=work.sampling,
             prompt_param=self.prompt_param,
             params=self.params,
-            trace_id=http.state.request_id,
-            received_at=http.state.received_at,
-            session=http.headers.get(SESSION_HEADER) or request.session,
+            trace_id=call.trace_id,
+            received_at=call.received_at,
+            session=call.session or request.session,
+            is_background=call.is_background,
         )
-        return work.begin(dispatcher.submit(submission), request)
+        return work.begin(call.dispatcher.submit(submission), request)
 
-    async def _respond(
-        self, http: Request, request: RequestT, reply: ReplyInProgress, record: RequestRecord
-    ) -> Response:
-        answer = self._stream if request.stream else self._whole
-        try:
-            return await answer(http, reply, record)
-        except BaseException:
-            reply.stream.close()
-            raise
-
-    async def _whole(self, http: Request, reply: ReplyInProgress, record: RequestRecord) -> Response:
+    async def _whole(self, http: Request, call: Call, reply: ReplyInProgress, record: RequestRecord) -> Response:
         whole = await unless_gone(http, reply.whole())
         reply.stream.close()
-        self._note_overhead(http, reply)
+        self._note_overhead(call, reply)
         record.done(200, reply.finish_reason)
         return Response(encode(whole), media_type="application/json")
 
-    async def _stream(self, http: Request, reply: ReplyInProgress, record: RequestRecord) -> Response:
-        settings: GatewaySettings = http.app.state.settings
+    async def _stream(self, http: Request, call: Call, reply: ReplyInProgress, record: RequestRecord) -> Response:
+        settings = call.settings
         # An error that comes early still gets its own HTTP status.
         await unless_gone(http, _at_most(settings.first_output_grace_s, reply.stream.started()))
-        self._note_overhead(http, reply)
+        self._note_overhead(call, reply)
 
         def on_end(error: ApiError | None) -> None:
             if error is None:
                 record.done(200, reply.finish_reason)
             else:
                 record.failed(error)
-                logger.warning("request %s ended in its stream: %s", http.state.request_id, type(error).__name__)
+                logger.warning("request %s ended in its stream: %s", call.trace_id, type(error).__name__)
 
         def on_close() -> None:
             reply.stream.close()
@@ -211,13 +219,12 @@ class Endpoint(ABC, Generic[RequestT]):
             on_close=on_close,
         )
 
-    def _note_overhead(self, http: Request, reply: ReplyInProgress) -> None:
+    def _note_overhead(self, call: Call, reply: ReplyInProgress) -> None:
         """For the first token: from arrival to the queue, and from the worker's output to here."""
         stream = reply.stream
         if stream.first_output_at is not None:
-            before_s = stream.opened_at - http.state.received_at
-            metrics: Metrics = http.app.state.metrics
-            metrics.overhead(self.path, before_s + self._since(stream.first_output_at, reply))
+            before_s = stream.opened_at - call.received_at
+            call.metrics.overhead(self.path, before_s + self._since(stream.first_output_at, reply))
 
     @staticmethod
     def _since(moment: float, reply: ReplyInProgress) -> float:
@@ -231,7 +238,7 @@ class GenerationEndpoint(Endpoint[GenerationRequestT]):
 
     plan: Callable[[GenerationRequestT, ModelView], Plan]
 
-    async def work(self, http: Request, request: GenerationRequestT, model: ModelView) -> Plan:
+    async def work(self, call: Call, request: GenerationRequestT, model: ModelView) -> Plan:
         return self.plan(request, model)
 
 

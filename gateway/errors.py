@@ -14,12 +14,14 @@ it into a response, an open stream into an error event.
     │   ├── KeyMissingError 401, KeyRejectedError 401, AdminClosedError 403
     │   ├── PreviousResponseNotFoundError  the response to go on with is not kept
     │   ├── ModelNotFoundError 404, ResponseNotFoundError 404, ItemNotFoundError 404
+    │   ├── FileMissingError 404, BatchNotFoundError 404, FilesClosedError 404
     │   ├── UnknownUrlError 404, MethodNotAllowedError 405
     │   ├── BodyTimeoutError 408, BodyTooLargeError 413, MediaTypeError 415
     ├── OverloadedError                come back later; says when
     │   ├── QueueFullError 429
     │   ├── ModelUnavailableError 503
-    │   └── DrainingError 503
+    │   ├── DrainingError 503
+    │   └── SetAsideError 503          work that nobody waits for gave way; no client sees it
     └── ServerError 500                our fault; no details go out
         ├── WorkerLostError            the worker died under the request
         └── DeadlineError 504
@@ -147,6 +149,37 @@ class ItemNotFoundError(InvalidRequestError):
 
     def __init__(self, item_id: str, reason: str) -> None:
         super().__init__(f"Item with id '{shortened(item_id)}' not found. {reason}", param="input")
+
+
+class FilesClosedError(InvalidRequestError):
+    """The operator has not given files and batches a place."""
+
+    status = 404
+    code = "files_closed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server keeps no files and runs no batches: AVIARY_FILES is not set. "
+            "Its operator may set it to the path of a folder."
+        )
+
+
+class FileMissingError(InvalidRequestError):
+    """There is no file of that id."""
+
+    status = 404
+
+    def __init__(self, file_id: str, *, param: str = "id") -> None:
+        super().__init__(f"No such File object: {shortened(file_id)}", param=param)
+
+
+class BatchNotFoundError(InvalidRequestError):
+    """There is no batch of that id."""
+
+    status = 404
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"No batch found with id '{shortened(batch_id)}'.", param="batch_id")
 
 
 class RegistryRefusedError(InvalidRequestError):
@@ -281,6 +314,13 @@ class DrainingError(OverloadedError):
     @property
     def headers(self) -> dict[str, str]:
         return super().headers | {"connection": "close"}
+
+
+class SetAsideError(OverloadedError):
+    """Clients want what this work has. It may be done later; nobody waits for it, so nobody is told."""
+
+    def __init__(self) -> None:
+        super().__init__("This work has given way to what somebody waits for.", retry_after_s=MIN_RETRY_AFTER_S)
 
 
 class ServerError(ApiError):

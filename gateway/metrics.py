@@ -78,6 +78,9 @@ class Metrics:
         self._routed = counter(
             "routing_decisions", "Sequences sent to a replica, by why to that one.", "model", "reason"
         )
+        self._batch_lines = counter(
+            "batch_lines", "Requests of batches, by what became of them; `set_aside` ones come again.", "outcome"
+        )
         self._running = Gauge(
             "requests_running", "Sequences that workers have from this gateway.", ("model",),
             namespace="aviary", registry=registry, multiprocess_mode="livesum",
@@ -122,6 +125,7 @@ class Metrics:
             return LocalGauge(f"aviary_{name}", text, labels, registry)
 
         self._replicas = gauge("replicas", "Replicas by state.", "model", "state")
+        self._batches = gauge("batches", "Batches of /v1/batches, by state.", "state")
         self._fetched_bytes = gauge(
             "worker_fetched_bytes", "Bytes of weights a replica has fetched since its start.", "model", "replica"
         )
@@ -179,6 +183,16 @@ class Metrics:
         self._queue_time.labels(model).observe(waited_s + timing.queue_s)
         self._prefill_time.labels(model).observe(timing.prefill_s)
         self._decode_time.labels(model).observe(timing.decode_s)
+
+    # Batches
+
+    def batch_lines(self, outcome: str, count: int = 1) -> None:
+        """`outcome` is one of `batch_run.LineOutcome`."""
+        self._batch_lines.labels(outcome).inc(count)
+
+    def batches(self, state: str, count: int) -> None:
+        """All that this gateway's folder holds, whoever runs them."""
+        self._batches.set(count, state)
 
     # Pool
 

@@ -1,13 +1,14 @@
-"""One deployed model inside the dispatcher: its links, the queue before them, and who goes where.
+"""One deployed model inside the dispatcher: its links, the queues before them, and who goes where.
 
-Knows nothing of time, tasks or HTTP; the dispatcher, its only user, does what it says. Which replica suits a request is
-`routing`'s to say.
+Clients come first. Background work (lines of batches) has a queue of its own, which no client's request waits behind:
+it gets a part of what clients leave, and is set aside where they want that too. Knows nothing of time, tasks or HTTP;
+the dispatcher, its only user, does what it says. Which replica suits a request is `routing`'s to say.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
@@ -25,6 +26,8 @@ FAILED_WAIT_S: Final = 30.0
 RATE_WINDOW_S: Final = 30.0
 """Older completions say nothing about how fast a queue moves now."""
 _NUM_REMEMBERED: Final = 64
+BACKGROUND_SHARE: Final = 0.75
+"""Of a replica's sequences: the rest stays free, so that a client's next request begins at once."""
 
 
 class ModelLane:
@@ -40,6 +43,7 @@ class ModelLane:
         self._router = router
         self._on_routed = on_routed
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
+        self._background: OrderedDict[Ticket, None] = OrderedDict()
         self._finished_at: deque[float] = deque(maxlen=_NUM_REMEMBERED)
 
     @property
@@ -48,6 +52,7 @@ class ModelLane:
 
     @property
     def num_queued(self) -> int:
+        """Of clients."""
         return len(self._queue)
 
     @property
@@ -62,23 +67,35 @@ class ModelLane:
     @property
     def is_starved(self) -> bool:
         """Requests wait, and no replica takes any."""
-        return bool(self._queue) and not self.is_reachable
+        return bool(self._queue or self._background) and not self.is_reachable
 
     @property
     def queued(self) -> tuple[Ticket, ...]:
-        return tuple(self._queue)
+        """Clients' and background work."""
+        return (*self._queue, *self._background)
+
+    @property
+    def queued_background(self) -> tuple[Ticket, ...]:
+        return tuple(self._background)
 
     @property
     def load(self) -> Load:
-        """What there is to do now, for the pool's autoscaling."""
+        """What there is to do now, for the pool's autoscaling.
+
+        All background work together is one request: it wakes a model that sleeps and keeps one replica, not more.
+        """
         links = self.links.values()
+        in_background = (ticket for link in links for ticket in link.background.values())
+        one = next(in_background, None) or next(iter(self._background), None)
+        queued = [*self._queue, *(ticket for ticket in self._background if ticket is one)]
+        running = {
+            link.replica_id: [t for t in link.in_flight.values() if not t.is_background or t is one] for link in links
+        }
         return Load(
-            queued=self.num_queued,
-            running={link.replica_id: len(link.in_flight) for link in links},
-            queued_tokens=sum(ticket.num_expected_tokens for ticket in self._queue),
-            running_tokens={
-                link.replica_id: sum(ticket.num_tokens for ticket in link.in_flight.values()) for link in links
-            },
+            queued=len(queued),
+            running={replica_id: len(tickets) for replica_id, tickets in running.items()},
+            queued_tokens=sum(ticket.num_expected_tokens for ticket in queued),
+            running_tokens={name: sum(ticket.num_tokens for ticket in tickets) for name, tickets in running.items()},
             kv_cache_usage={link.replica_id: link.kv_cache_usage for link in links if link.is_connected},
         )
 
@@ -91,6 +108,8 @@ class ModelLane:
             raise self._too_many(submission)
         if self.is_out:
             raise self.unavailable()
+        if submission.is_background:
+            return  # whoever has such work waits for `takes_background` before it comes
         limit = self.view.entry.deployment.max_queued_requests
         if self.num_queued + num_tickets > self._room + limit:
             raise QueueFullError(
@@ -128,8 +147,9 @@ class ModelLane:
 
     @property
     def _room(self) -> int:
+        """For clients: what background work has is theirs too."""
         limit = self.view.entry.max_ongoing_requests
-        return sum(link.room(limit) for link in self.links.values())
+        return sum(link.room(limit) + len(link.background) for link in self.links.values())
 
     @property
     def _most_ever(self) -> int:
@@ -150,31 +170,45 @@ class ModelLane:
     # Queue
 
     def enqueue(self, ticket: Ticket) -> None:
-        self._queue[ticket] = None
+        self._queue_of(ticket)[ticket] = None
 
     def enqueue_first(self, ticket: Ticket) -> None:
         """A ticket that was sent before keeps its turn."""
-        self._queue[ticket] = None
-        self._queue.move_to_end(ticket, last=False)
+        queue = self._queue_of(ticket)
+        queue[ticket] = None
+        queue.move_to_end(ticket, last=False)
 
     def dequeue(self, ticket: Ticket) -> None:
-        self._queue.pop(ticket, None)
+        self._queue_of(ticket).pop(ticket, None)
+
+    def _queue_of(self, ticket: Ticket) -> OrderedDict[Ticket, None]:
+        return self._background if ticket.is_background else self._queue
 
     def note_finished(self, now: float) -> None:
         self._finished_at.append(now)
 
     def assign(self) -> Iterator[tuple[WorkerLink, list[Ticket]]]:
         """Takes from the queue, in order, what the links have room for; the router says which of them gets it."""
+        limit = self.view.entry.max_ongoing_requests
+        yield from self._assign(self._queue, lambda link: link.room(limit))
+
+    def assign_background(self) -> Iterator[tuple[WorkerLink, list[Ticket]]]:
+        """The same of background work, in what clients leave."""
+        if not self._queue:
+            yield from self._assign(self._background, self._background_room)
+
+    def _assign(
+        self, queue: OrderedDict[Ticket, None], room_of: Callable[[WorkerLink], int]
+    ) -> Iterator[tuple[WorkerLink, list[Ticket]]]:
         links = {link.replica_id: link for link in self.links.values() if link.takes_work}
         self._router.retain(links)
-        limit = self.view.entry.max_ongoing_requests
-        if not self._queue or not any(link.room(limit) for link in links.values()):
+        if not queue or not any(room_of(link) for link in links.values()):
             return
-        candidates = [_candidate(link, link.room(limit)) for link in links.values()]
+        candidates = [_candidate(link, room_of(link)) for link in links.values()]
         batches: dict[str, list[Ticket]] = {}
         prompt, fingerprint = None, Fingerprint()
-        while self._queue and any(one.room for one in candidates):
-            ticket, _ = self._queue.popitem(last=False)
+        while queue and any(one.room for one in candidates):
+            ticket, _ = queue.popitem(last=False)
             if ticket.base.prompt is not prompt:
                 prompt = ticket.base.prompt
                 fingerprint = self._fingerprint(ticket)
@@ -183,11 +217,50 @@ class ModelLane:
             self._on_routed(route.reason)
         yield from ((links[replica_id], tickets) for replica_id, tickets in batches.items())
 
+    # Background work
+
+    @property
+    def takes_background(self) -> bool:
+        """Whether more of it would be of use: it could begin, or wake a model that sleeps."""
+        if self.is_out or self._queue:
+            return False
+        room = sum(map(self._background_room, self.links.values()))
+        return len(self._background) < max(1, room)
+
+    @property
+    def in_the_way(self) -> list[Ticket]:
+        """Background work that runs where clients want to, what has come least far first."""
+        links = [link for link in self.links.values() if link.background]
+        if not links:
+            return []
+        victims = [one for link in links for one in _least(link.background.values(), link.num_over(self._slots))]
+        limit = self.view.entry.max_ongoing_requests
+        num_wanting = self.num_queued - len(victims) - sum(link.room(limit) for link in self.links.values())
+        if num_wanting > 0:
+            others = (one for link in links for one in link.background.values() if one not in victims)
+            victims += _least(others, num_wanting)
+        return victims
+
+    def _background_room(self, link: WorkerLink) -> int:
+        slots = max(1, int(self._slots * BACKGROUND_SHARE))
+        return max(0, link.room(slots) - link.num_foreign)
+
+    @property
+    def _slots(self) -> int:
+        """Sequences that a replica runs at once, and may be sent."""
+        entry = self.view.entry
+        return min(entry.max_ongoing_requests, entry.model.generation.max_batch_size)
+
     def _fingerprint(self, ticket: Ticket) -> Fingerprint:
         """What leaves no KV behind is not remembered."""
         if not ticket.generates:
             return Fingerprint()
         return self._router.fingerprint(ticket.base.prompt, ticket.submission.session)
+
+
+def _least(tickets: Iterable[Ticket], count: int) -> list[Ticket]:
+    """So many of them, if there are: those of which least would be lost."""
+    return sorted(tickets, key=lambda ticket: ticket.num_generated_tokens)[:count] if count else []
 
 
 def _candidate(link: WorkerLink, room: int) -> Candidate:

@@ -7,9 +7,9 @@ gateway; everything else gets the finished, frozen settings handed in.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.routing import RoutingPolicy
@@ -25,6 +25,12 @@ class SettingsError(Exception):
 def _in_a_folder(path: Path | None) -> Path | None:
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise ValueError("expected the path of a file in a folder that exists")
+    return path
+
+
+def _a_folder(path: Path | None) -> Path | None:
+    if path is not None and not (path.is_dir() or (path.parent.is_dir() and not path.exists())):
+        raise ValueError("expected the path of a folder, or of a new one in a folder that exists")
     return path
 
 
@@ -61,7 +67,23 @@ class GatewaySettings(BaseSettings):
     responses_ttl_s: float = Field(
         30 * 24 * 3600.0, gt=0, description="How long a response is kept since it was made or last gone on with."
     )
+    files: Annotated[Path | None, AfterValidator(_a_folder)] = Field(
+        None, description="Folder of `/v1/files` and `/v1/batches`; both are closed when absent."
+    )
+    files_max_bytes: int = Field(
+        10 * 1024 * 1024 * 1024, ge=1024 * 1024, description="What all files may come to; more are refused."
+    )
+    files_ttl_s: float = Field(
+        30 * 24 * 3600.0, gt=0, description="How long a file is kept that says nothing else, and a batch after its end."
+    )
+    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="Largest file that is uploaded.")
     max_choices: int = Field(8, ge=1, le=128, description="Largest `n` and `best_of` of a request.")
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: Any) -> Any:
+        """And not the folder that the gateway happens to be started in."""
+        return None if value == "" else value
 
     @classmethod
     def load(cls) -> Self:

@@ -1,4 +1,4 @@
-"""One HTTP request for something else than a generation, from its body to its response.
+"""One request for something else than a generation, from its body to its response.
 
 It takes the way of a generation, queue, channel and retries included, and ends with one output for each prompt. The
 routes say what their endpoint asks of a worker, and what the outputs make. Knows starlette, not the workers.
@@ -15,15 +15,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.client import parsed, recorded, unless_gone
-from gateway.dispatch import Dispatcher
-from gateway.metrics import Metrics, RequestRecord
+from gateway.begun_reply import BegunReply
+from gateway.call import Call
+from gateway.client import parsed, parsed_body, recorded, unless_gone
+from gateway.metrics import RequestRecord
 from gateway.output_stream import OutputStream
 from gateway.protocol import openapi
 from gateway.protocol.fields import Body
 from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
-from gateway.settings import GatewaySettings
 from gateway.ticket import Submission
 from model_registry.contract import NOTHING, ModelView, Prompt, SequenceOutput, Task
 
@@ -67,37 +67,51 @@ class TaskEndpoint(Generic[RequestT]):
 
     async def answer(self, http: Request) -> Response:
         """The response to one request. Raises `ApiError`, which the error middleware answers."""
-        metrics: Metrics = http.app.state.metrics
-        record = metrics.request(self.path, http.state.received_at)
-        return await recorded(record, self._answer(http, record))
+        call = Call.of(http)
+        record = call.metrics.request(self.path, call.received_at)
+        return await recorded(record, self._answer(http, call, record))
 
-    async def _answer(self, http: Request, record: RequestRecord) -> Response:
-        settings: GatewaySettings = http.app.state.settings
-        dispatcher: Dispatcher = http.app.state.dispatcher
-        request = await parsed(http, partial(self.request_type.parse, max_choices=settings.max_choices))
-        model = dispatcher.model(request.model)
+    async def begin(self, call: Call, body: bytes) -> BegunReply:
+        """Queues what a body asks for that came by another way than HTTP. Raises `ApiError`."""
+        request = await parsed_body(body, self._parser(call))
+        model = call.dispatcher.model(request.model)
+        plan = self.plan(request, model)
+        stream = call.dispatcher.submit(self._submission(call, model, plan))
+        return BegunReply(stream, partial(_reply, call, plan, model, stream))
+
+    def _parser(self, call: Call) -> Callable[[bytes], RequestT]:
+        return partial(self.request_type.parse, max_choices=call.settings.max_choices)
+
+    async def _answer(self, http: Request, call: Call, record: RequestRecord) -> Response:
+        request = await parsed(http, self._parser(call))
+        model = call.dispatcher.model(request.model)
         record.model = model.model_id
         plan = self.plan(request, model)
-        stream = dispatcher.submit(self._submission(http, model, plan))
+        stream = call.dispatcher.submit(self._submission(call, model, plan))
         try:
-            outputs = await unless_gone(http, _final_outputs(stream))
+            reply = await unless_gone(http, _reply(call, plan, model, stream))
         finally:
             stream.close()
-        present = {one.model_id: one for one in dispatcher.models}
-        reply = plan.reply(outputs, present.get(model.model_id, model))
         record.done(200)
         return Response(encode(reply), media_type="application/json")
 
-    def _submission(self, http: Request, model: ModelView, plan: TaskPlan) -> Submission:
+    def _submission(self, call: Call, model: ModelView, plan: TaskPlan) -> Submission:
         return Submission(
             model_id=model.model_id,
             prompts=plan.prompts,
             sampling=(NOTHING,),
             task=plan.task,
             prompt_param=plan.prompt_param or self.prompt_param,
-            trace_id=http.state.request_id,
-            received_at=http.state.received_at,
+            trace_id=call.trace_id,
+            received_at=call.received_at,
+            is_background=call.is_background,
         )
+
+
+async def _reply(call: Call, plan: TaskPlan, model: ModelView, stream: OutputStream) -> msgspec.Struct:
+    outputs = await _final_outputs(stream)
+    present = {one.model_id: one for one in call.dispatcher.models}
+    return plan.reply(outputs, present.get(model.model_id, model))
 
 
 async def _final_outputs(stream: OutputStream) -> list[SequenceOutput]:

@@ -42,6 +42,8 @@ class Submission:
     task: Task = GENERATE
     session: str | None = field(default=None, repr=False)
     """What its client calls the session it belongs to."""
+    is_background: bool = False
+    """Nobody waits for it: it gets only what clients leave, and is set aside when they want that too."""
 
     def error_of(self, fault: Fault) -> ApiError:
         """What its client sees of a worker's fault."""
@@ -81,6 +83,10 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.request = self.base
+
+    @property
+    def is_background(self) -> bool:
+        return self.submission.is_background
 
     @property
     def is_first_of_prompt(self) -> bool:

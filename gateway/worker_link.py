@@ -48,9 +48,11 @@ class WorkerLink:
         self.address = address
         self.secret = secret
         self.in_flight: dict[str, Ticket] = {}
+        self.background: dict[str, Ticket] = {}
+        """Those of them that nobody waits for."""
         self.is_connected = False
         self.is_full = False
-        """The worker refused a ticket for lack of room; cleared by its next frame."""
+        """The worker refused a ticket for lack of room; cleared by its next frame, and by what makes room."""
         self.is_retired = False
         """The replica gets nothing new, and is not connected to again."""
         self.kv_cache_usage = 0.0
@@ -88,6 +90,10 @@ class WorkerLink:
         usable = self.takes_work and not self.is_full
         return max(0, max_ongoing_requests - len(self.in_flight)) if usable else 0
 
+    def num_over(self, slots: int) -> int:
+        """Sequences that the replica has beyond so many that it can run, from all gateways together."""
+        return max(0, len(self.in_flight) + self.num_foreign - slots)
+
     @property
     def num_tokens_left(self) -> int:
         """About what the replica still has to compute for this gateway."""
@@ -101,6 +107,8 @@ class WorkerLink:
             raise ChannelClosedError(f"replica {self.replica_id} is not connected")
         for ticket in tickets:
             self.in_flight[ticket.request.request_id] = ticket
+            if ticket.is_background:
+                self.background[ticket.request.request_id] = ticket
         self._num_tokens_left = None
         for batch in _batches(tickets):
             self._channel.submit(batch)
@@ -108,11 +116,13 @@ class WorkerLink:
     def release(self, ticket: Ticket) -> None:
         """Forgets the ticket, if it is here."""
         self.in_flight.pop(ticket.request.request_id, None)
+        self.background.pop(ticket.request.request_id, None)
         self._num_tokens_left = None
 
     def abort(self, request_ids: Sequence[str]) -> None:
         if self._channel is not None and self.is_connected:
             self._channel.abort(request_ids)
+            self.is_full = False
 
     async def _run(self) -> None:
         back_off_s = FIRST_BACK_OFF_S
@@ -173,6 +183,7 @@ class WorkerLink:
         self.is_connected = False
         lost = list(self.in_flight.values())
         self.in_flight.clear()
+        self.background.clear()
         self._listener.link_down(self, lost)
 
 

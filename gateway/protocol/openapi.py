@@ -25,7 +25,9 @@ from gateway.errors import (
     QueueFullError,
     ServerError,
 )
+from gateway.protocol.batches import Batch, BatchList
 from gateway.protocol.embeddings import EmbeddingReply
+from gateway.protocol.files import DeletedFile, FileList, FileObject
 from gateway.protocol.response_objects import EVENTS, DeletedResponse, ItemList, Response
 from gateway.protocol.responses import ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, TextCompletion
 from gateway.protocol.tokenization import DetokenizeReply, TokenizeReply
@@ -46,6 +48,11 @@ REPLIES = (
     DetokenizeReply,
     ModelCard,
     ModelList,
+    FileObject,
+    FileList,
+    DeletedFile,
+    Batch,
+    BatchList,
 )
 """All that `success` may refer to."""
 BODY_ERRORS = (InvalidRequestError, BodyTimeoutError, BodyTooLargeError, MediaTypeError)

@@ -51,7 +51,7 @@ def _plan(request: ChatCompletionRequest, model: ModelView) -> Plan:
     )
 
 
-_endpoint = GenerationEndpoint(
+endpoint = GenerationEndpoint(
     path="/v1/chat/completions",
     request_type=ChatCompletionRequest,
     prompt_param="messages",
@@ -63,7 +63,7 @@ _endpoint = GenerationEndpoint(
 
 
 @router.post(
-    _endpoint.path, summary="Answer a conversation", openapi_extra=_endpoint.request_body, responses=_endpoint.responses
+    endpoint.path, summary="Answer a conversation", openapi_extra=endpoint.request_body, responses=endpoint.responses
 )
 async def create_chat_completion(http: Request) -> Response:
-    return await _endpoint.answer(http)
+    return await endpoint.answer(http)

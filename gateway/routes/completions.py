@@ -63,7 +63,7 @@ def _needs_text(reason: str) -> InvalidRequestError:
     )
 
 
-_endpoint = GenerationEndpoint(
+endpoint = GenerationEndpoint(
     path="/v1/completions",
     request_type=CompletionRequest,
     prompt_param="prompt",
@@ -75,7 +75,7 @@ _endpoint = GenerationEndpoint(
 
 
 @router.post(
-    _endpoint.path, summary="Go on with a text", openapi_extra=_endpoint.request_body, responses=_endpoint.responses
+    endpoint.path, summary="Go on with a text", openapi_extra=endpoint.request_body, responses=endpoint.responses
 )
 async def create_completion(http: Request) -> Response:
-    return await _endpoint.answer(http)
+    return await endpoint.answer(http)

@@ -63,7 +63,7 @@ def _as_base64(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-_endpoint = TaskEndpoint(
+endpoint = TaskEndpoint(
     path="/v1/embeddings",
     request_type=EmbeddingRequest,
     prompt_param=PARAM,
@@ -74,7 +74,7 @@ _endpoint = TaskEndpoint(
 
 
 @router.post(
-    _endpoint.path, summary="Make vectors of texts", openapi_extra=_endpoint.request_body, responses=_endpoint.responses
+    endpoint.path, summary="Make vectors of texts", openapi_extra=endpoint.request_body, responses=endpoint.responses
 )
 async def create_embeddings(http: Request) -> Response:
-    return await _endpoint.answer(http)
+    return await endpoint.answer(http)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response as HttpResponse
 
+from gateway.call import Call
 from gateway.chat_plan import ChatPlan, Conversation, chat_plan
 from gateway.constraints import ANY_OBJECT
 from gateway.conversation import Json, chat_messages
@@ -70,8 +71,8 @@ class ResponseWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsesEndpoint(Endpoint[ResponseRequest]):
-    async def work(self, http: Request, request: ResponseRequest, model: ModelView) -> ResponseWork:
-        kept = _kept(http)
+    async def work(self, call: Call, request: ResponseRequest, model: ModelView) -> ResponseWork:
+        kept = call.kept_responses
         before = await kept.items_before(request.previous_response_id)
         new = await kept.follow(request.items)
         messages = chat_messages(request.instructions, [*before, *new])
@@ -159,7 +160,7 @@ def _json(part: BaseModel) -> Json:
     return part.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-_endpoint = ResponsesEndpoint(
+endpoint = ResponsesEndpoint(
     path="/v1/responses",
     request_type=ResponseRequest,
     prompt_param="input",
@@ -171,13 +172,13 @@ _endpoint = ResponsesEndpoint(
 
 
 @router.post(
-    _endpoint.path,
+    endpoint.path,
     summary="Answer a conversation of items",
-    openapi_extra=_endpoint.request_body,
-    responses=_endpoint.responses,
+    openapi_extra=endpoint.request_body,
+    responses=endpoint.responses,
 )
 async def create_response(http: Request) -> HttpResponse:
-    return await _endpoint.answer(http)
+    return await endpoint.answer(http)
 
 
 @router.get(

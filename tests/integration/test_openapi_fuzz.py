@@ -33,7 +33,7 @@ REPLACED_CHECK = "positive_data_acceptance"
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[LiveGateway]:
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveGateway]:
     entry = RegistryEntry.model_validate(
         {
             "model_config": {
@@ -46,7 +46,9 @@ def gateway() -> Iterator[LiveGateway]:
     engine = build_engine(entry, initializer_for(entry).load(entry, lambda line: None))
     with (
         LiveWorker(engine, SECRET) as worker,
-        LiveGateway({}, view=pool_view(worker.view(entry)), connect=GrpcChannel) as gateway,
+        LiveGateway(
+            {}, view=pool_view(worker.view(entry)), connect=GrpcChannel, files=tmp_path_factory.mktemp("files")
+        ) as gateway,
     ):
         yield gateway
 

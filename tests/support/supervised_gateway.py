@@ -1,7 +1,8 @@
 """One of a supervisor's gateway processes, with everything but Ray: `python -m tests.support.supervised_gateway`.
 
 In front of the worker at TEST_WORKER, which takes TEST_ONGOING requests at once; without it, of one that talks in this
-process. A file in TEST_SERVING, with its process id as its name, says that it serves.
+process. A file in TEST_SERVING, with its process id as its name, says that it serves. The batches of a process that was
+killed are taken over after TEST_LEASE_S.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 
 from aviary.settings import load_gateway_settings
 from aviary.supervised import end_with, signs_of_life
+from gateway import batch_runner
 from gateway.app import create_app
 from gateway.channel import GrpcChannel
 from gateway.listener import inherited
@@ -31,7 +33,8 @@ def application(settings: GatewaySettings) -> FastAPI:
         model = model_view(replica("a"), of=entry(ongoing=64))
         return create_app(settings, StaticPool(pool_view(model)), connect_to({"a": worker}))
     live = ReplicaView(replica_id="live", state=ReplicaState.READY, address=address)
-    model = model_view(live, of=entry(ongoing=int(os.environ["TEST_ONGOING"]), queued=64))
+    ongoing = int(os.environ["TEST_ONGOING"])
+    model = model_view(live, of=entry(ongoing=ongoing, queued=64, max_batch_size=ongoing))
     return create_app(settings, StaticPool(pool_view(model)), GrpcChannel)
 
 
@@ -49,4 +52,5 @@ async def main(supervisor_pid: int, life_fd: int, *listener_fds: int) -> int:
 
 
 if __name__ == "__main__":
+    batch_runner.LEASE_S = float(os.environ.get("TEST_LEASE_S", batch_runner.LEASE_S))  # type: ignore[misc]
     sys.exit(asyncio.run(main(*map(int, sys.argv[1:]))))

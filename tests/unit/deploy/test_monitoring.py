@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from gateway.errors import ApiError
 from gateway.metrics import Metrics
+from gateway.protocol.batches import BatchStatus
 from model_registry.contract import FinishReason, ReplicaState
 from tests.support.compose import services
 
@@ -98,11 +99,13 @@ def test_every_series_is_shown_somewhere() -> None:
 
 
 def test_values_of_labels_exist() -> None:
-    states = {state.value for state in ReplicaState}
+    states = {state.value for state in (*ReplicaState, *BatchStatus)}
     errors = {error.__name__ for error in all_errors(ApiError)}
     for place, expression in expressions():
         for value in re.findall(r'state="(\w+)"', expression):
             assert value in states, place
+        for values in re.findall(r'state=~"([\w|]+)"', expression):
+            assert states.issuperset(values.split("|")), place
         for value in re.findall(r'reason!?="(\w+)"', expression):
             assert value in errors, place
         for value in re.findall(r'finish_reason="(\w+)"', expression):

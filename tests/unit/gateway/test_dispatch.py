@@ -25,6 +25,7 @@ from gateway.errors import (
     ModelUnavailableError,
     QueueFullError,
     ServerError,
+    SetAsideError,
     WorkerLostError,
 )
 from gateway.load import Load
@@ -82,7 +83,12 @@ async def dispatching(
 
 
 def submit(
-    dispatcher: Dispatcher, *, choices: int = 1, model_id: str = MODEL, prompt: TextPrompt = PROMPT
+    dispatcher: Dispatcher,
+    *,
+    choices: int = 1,
+    model_id: str = MODEL,
+    prompt: TextPrompt = PROMPT,
+    is_background: bool = False,
 ) -> OutputStream:
     return dispatcher.submit(
         Submission(
@@ -92,6 +98,7 @@ def submit(
             prompt_param="prompt",
             trace_id="req_known",
             received_at=time.monotonic(),
+            is_background=is_background,
         )
     )
 
@@ -748,3 +755,127 @@ async def test_a_served_models_requests_wake_nobody() -> None:
         assert not dispatcher.starved.is_set()
         await settle()
         assert [(load.queued, dict(load.running)) for _, load in dispatcher.loads] == [(0, {"a": 1})]
+
+
+def of_batch(*, slots: int, ongoing: int | None = None) -> RegistryEntry:
+    return entry(ongoing=slots if ongoing is None else ongoing, max_batch_size=slots)
+
+
+def idle() -> WorkerStatus:
+    return WorkerStatus()
+
+
+async def test_background_work_leaves_a_part_of_each_replica_to_clients() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=8)) as dispatcher:
+        while dispatcher._lanes[MODEL].takes_background:
+            submit(dispatcher, is_background=True)
+        await settle()
+        assert len(worker.requests) == 6
+        for _ in range(2):
+            submit(dispatcher)
+        await settle()
+        assert len(worker.requests) == 8
+        assert worker.aborted == [], "there was room for both"
+
+
+@pytest.mark.parametrize("ongoing", [4, 16])
+async def test_background_work_is_set_aside_when_clients_want_what_it_has(ongoing: int) -> None:
+    """Also where a replica may be sent more than it can run at once: nobody waits in it behind a batch."""
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=4, ongoing=ongoing)) as dispatcher:
+        behind = [submit(dispatcher, is_background=True) for _ in range(3)]
+        await settle()
+        worker.emit(piece_of(worker.requests[0], "come far"), status=idle())
+        await settle()
+        clients = [submit(dispatcher) for _ in range(3)]
+        await settle()
+        assert len(worker.requests) == 6, "all clients are there"
+        assert len(worker.aborted) == 2
+        for stream in behind[1:]:
+            assert isinstance(await error_of(stream), SetAsideError)
+        assert not behind[0].is_ended, "what has come farthest stays"
+        assert not any(stream.is_ended for stream in clients)
+
+
+async def test_no_client_is_refused_for_background_work() -> None:
+    worker = ScriptedWorker()
+    of = entry(ongoing=2, queued=2, max_batch_size=2)
+    async with dispatching({"a": worker}, of=of) as dispatcher:
+        for _ in range(5):
+            submit(dispatcher, is_background=True)
+        await settle()
+        for _ in range(4):
+            submit(dispatcher)
+        with pytest.raises(QueueFullError):
+            submit(dispatcher)
+
+
+async def test_background_work_waits_until_no_client_does() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=1)) as dispatcher:
+        submit(dispatcher)
+        submit(dispatcher)
+        turn = asyncio.create_task(dispatcher.background_turn(MODEL))
+        await settle()
+        assert not turn.done()
+        worker.emit(end_of(worker.requests[0]), status=idle())
+        await settle()
+        assert turn.done(), "one may wait for room"
+        behind = submit(dispatcher, is_background=True)
+        await settle()
+        assert len(worker.requests) == 2
+        worker.emit(end_of(worker.requests[1]), status=idle())
+        await settle()
+        worker.emit(end_of(worker.requests[2], text="done"), status=idle())
+        assert await text_of(behind) == "done"
+
+
+async def test_what_other_gateways_have_in_a_replica_counts_for_background_work() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=4)) as dispatcher:
+        worker.emit(status=WorkerStatus(num_running=2))
+        await settle()
+        behind = [submit(dispatcher, is_background=True) for _ in range(3)]
+        await settle()
+        assert len(worker.requests) == 1
+        worker.emit(status=WorkerStatus(num_running=5))
+        await settle()
+        assert isinstance(await error_of(behind[0]), SetAsideError)
+
+
+async def test_background_work_that_no_worker_had_in_its_time_is_given_back() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=1), timeout_s=0.05) as dispatcher:
+        client, behind = submit(dispatcher), submit(dispatcher, is_background=True)
+        assert isinstance(await error_of(behind), SetAsideError)
+        assert isinstance(await error_of(client), DeadlineError)
+        sent = submit(dispatcher, is_background=True)
+        assert isinstance(await error_of(sent), DeadlineError), "a worker had it"
+
+
+async def test_all_background_work_counts_as_one_request_to_the_pool() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=8)) as dispatcher:
+        for _ in range(8):
+            submit(dispatcher, is_background=True)
+        assert (load_of(dispatcher).queued, load_of(dispatcher).running) == (1, {"a": 0})
+        await settle()
+        submit(dispatcher)
+        await settle()
+        assert (load_of(dispatcher).queued, load_of(dispatcher).running) == (0, {"a": 2})
+
+
+async def test_draining_gives_back_what_nobody_waits_for_and_no_worker_has() -> None:
+    worker = ScriptedWorker()
+    async with dispatching({"a": worker}, of=of_batch(slots=1)) as dispatcher:
+        runs, waits = (submit(dispatcher, is_background=True) for _ in range(2))
+        await settle()
+        turn = asyncio.create_task(dispatcher.background_turn(MODEL))
+        await settle()
+        dispatcher.drain()
+        assert isinstance(await error_of(waits), DrainingError)
+        with pytest.raises(DrainingError):
+            await turn
+        worker.emit(end_of(worker.requests[0], text="done"))
+        assert await text_of(runs) == "done"

@@ -16,6 +16,7 @@ from gateway.chat_shape import ChatShape
 from gateway.completions import FinishedChoice
 from gateway.errors import ApiError
 from gateway.protocol import openapi
+from gateway.protocol.batches import BatchRequest
 from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.completions import CompletionRequest
 from gateway.protocol.embeddings import EmbeddingRequest
@@ -35,6 +36,8 @@ REQUESTS: dict[str, type[Body]] = {
     "/v1/tokenize": TokenizeRequest,
     "/v1/detokenize": DetokenizeRequest,
 }
+UPLOAD, BATCHES = "/v1/files", "/v1/batches"
+"""Whose bodies are about no model."""
 USAGE = Usage(
     prompt_tokens=1, completion_tokens=1, total_tokens=2, prompt_tokens_details=PromptTokensDetails(cached_tokens=0)
 )
@@ -55,8 +58,9 @@ def referred_to(part: Any) -> Iterator[str]:
 
 
 def body_of(path: str) -> dict[str, Any]:
-    content: dict[str, Any] = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-    return content
+    content: dict[str, dict[str, Any]] = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]
+    (form,) = content.values()
+    return form
 
 
 def undescribed(schema: Any, path: str = "") -> Iterator[str]:
@@ -111,7 +115,7 @@ def test_every_operation_says_what_success_is_and_that_errors_are_openais() -> N
         assert "422" not in responses, "no error of ours has that status"
 
 
-@pytest.mark.parametrize("path", REQUESTS)
+@pytest.mark.parametrize("path", [*REQUESTS, UPLOAD, BATCHES])
 def test_every_field_of_a_body_is_described(path: str) -> None:
     assert list(undescribed(body_of(path)["schema"])) == []
 
@@ -123,8 +127,18 @@ def test_the_example_of_a_body_is_one(path: str) -> None:
     REQUESTS[path].parse(json.dumps(content["example"]).encode(), max_choices=1)
 
 
+def test_the_example_of_a_batch_is_one() -> None:
+    content = body_of(BATCHES)
+    jsonschema.validate(content["example"], content["schema"])
+    BatchRequest.parse(json.dumps(content["example"]).encode())
+
+
 def test_every_endpoint_with_a_body_is_tested_here() -> None:
-    assert {path for path, _, operation in operations() if "requestBody" in operation} == set(REQUESTS)
+    assert {path for path, _, operation in operations() if "requestBody" in operation} == {
+        *REQUESTS,
+        UPLOAD,
+        BATCHES,
+    }
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,21 @@ def test_the_environment_is_read_under_our_prefix(monkeypatch: pytest.MonkeyPatc
         ("AVIARY_RESPONSES_STORE", "/"),
         ("AVIARY_RESPONSES_STORE_MAX_BYTES", "0"),
         ("AVIARY_RESPONSES_TTL_S", "0"),
+        ("AVIARY_FILES", "/no/such/folder/files"),
+        ("AVIARY_FILES", "/etc/hostname"),
+        ("AVIARY_FILES_MAX_BYTES", "0"),
+        ("AVIARY_MAX_FILE_BYTES", "0"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"{variable}={value}"):
         GatewaySettings.load()
+
+
+def test_files_are_closed_by_an_empty_value_as_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVIARY_FILES", "")
+    assert GatewaySettings.load().files is None
 
 
 def test_all_bad_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
