@@ -211,6 +211,7 @@ class Allowed:
     """A constraint that allows these tokens next."""
 
     is_complete = False
+    end_token_ids = frozenset({0})
 
     def __init__(self, *token_ids: int) -> None:
         self._token_ids = token_ids
@@ -260,3 +261,16 @@ def test_a_constraint_changes_no_logprob_and_fails_its_own_row_alone() -> None:
     assert second.logprobs is not None
     assert first.logprobs.top == second.logprobs.top
     assert isinstance(third, RequestFaultError)
+
+
+def test_ignore_eos_keeps_an_end_away_as_long_as_something_else_may_come() -> None:
+    likely_end = logits()
+    likely_end[0] = 100.0
+    endless = {"temperature": 0, "ignore_eos": True}
+    assert sample(likely_end[None].clone(), [constrained(Allowed(0, 9), **endless)]) == [9]
+    assert sample(likely_end[None].clone(), [constrained(Allowed(0), **endless)]) == [0]
+
+
+def test_how_likely_a_prompt_was_is_not_told_of_logits_that_are_not_finite() -> None:
+    with pytest.raises(ArithmeticError):
+        TorchSampler().logprobs(torch.full((1, VOCAB_SIZE), torch.nan), [3], 0)

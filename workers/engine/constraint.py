@@ -11,14 +11,17 @@ class TokenConstraint(Protocol):
     """What one sequence may still generate. Changes with every token of it; used by one thread at a time."""
 
     @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Ids that end a sequence; `mask` allows them where the text is complete as it is."""
+
+    @property
     def is_complete(self) -> bool:
         """The text is what was asked for, and nothing can follow."""
 
     def mask(self) -> bytes:
         """A bit per token of the vocabulary, lowest bit of a byte first: whether it may come next.
 
-        Ids that end a sequence are allowed where the text is complete as it is. Raises `RequestFaultError` when that
-        takes more work than one step may.
+        Raises `RequestFaultError` when the sequence has taken more work than it may.
         """
 
     def accept(self, token_id: int) -> None:

@@ -150,7 +150,7 @@ def _sampled(predicted: int, sequence: Sequence) -> SampledToken | RequestFaultE
     token_id = SPACE if predicted == END_OF_SEQUENCE and not sequence.may_end else predicted
     if sequence.constraint is not None:
         try:
-            token_id = _allowed(sequence.constraint.mask(), token_id, may_end=sequence.may_end)
+            token_id = _allowed(sequence.constraint.mask(), token_id, banned=sequence.banned_token_ids)
         except RequestFaultError as error:
             return error
     num_logprobs = sequence.request.sampling.num_logprobs
@@ -163,12 +163,14 @@ def _raw_logprobs(token_id: int, predicted: int, num_logprobs: int) -> RawLogpro
     return RawLogprobs(_logprob(token_id, predicted), top)
 
 
-def _allowed(mask: bytes, wanted: int, *, may_end: bool) -> int:
-    """The wanted token if it may come, else the end, else what comes first in the order of `CLOSING` and of bytes."""
-    preferred: list[int] = [wanted, *CLOSING, *range(VOCAB_SIZE)]
-    if may_end:
-        preferred.insert(1, END_OF_SEQUENCE)
-    return next(token_id for token_id in preferred if mask[token_id // 8] & _BITS[token_id % 8])
+def _allowed(mask: bytes, wanted: int, *, banned: frozenset[int]) -> int:
+    """The wanted token if it may come, else the end, else what comes first in the order of `CLOSING` and of bytes.
+
+    Of what is banned, only where nothing else may come.
+    """
+    preferred: list[int] = [wanted, END_OF_SEQUENCE, *CLOSING, *range(VOCAB_SIZE)]
+    in_order = sorted(preferred, key=banned.__contains__) if banned else preferred
+    return next(token_id for token_id in in_order if mask[token_id // 8] & _BITS[token_id % 8])
 
 
 def _logprob(token_id: int, predicted: int) -> float:

@@ -262,7 +262,7 @@ class Engine:
         """
         try:
             rows = self._runner.run(StepPlan([part.chunk() for part in scheduled], kv_operations))
-            if any(part.num_prompt_logits for part in scheduled):
+            if any(part.sequence.scores_prompt and part.num_prompt_logits for part in scheduled):
                 return self._sample_one_by_one(scheduled, rows)
             completed = [part.sequence for part in scheduled if part.completes]
             sampled = iter(self._sampler.sample(rows, completed) if completed else [])

@@ -32,6 +32,8 @@ class Scheduled:
     @property
     def num_prompt_logits(self) -> int:
         """Logits rows that tell how likely the prompt's next tokens were."""
+        if not self.sequence.scores_prompt:
+            return 0
         start, told = self.sequence.num_computed_tokens, self.sequence.num_prompt_tokens_told
         end = min(start + self.num_tokens, self.sequence.num_prompt_tokens - 1)
         return max(0, end - max(start, told - 1))

@@ -42,6 +42,8 @@ class Sequence:
     num_cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache when the sequence first ran."""
     seed: int = field(init=False)
+    scores_prompt: bool = field(init=False)
+    """Whether it is to tell how likely the prompt's own tokens were."""
     generated_counts: dict[int, int] = field(default_factory=dict)
     """How often each id was generated."""
     arrived_at: float = field(default_factory=time.monotonic)
@@ -51,6 +53,7 @@ class Sequence:
     def __post_init__(self) -> None:
         seed = self.request.sampling.seed
         self.seed = secrets.randbits(63) if seed is None else seed
+        self.scores_prompt = self.request.sampling.num_prompt_logprobs is not None
 
     @property
     def request_id(self) -> str:
@@ -68,7 +71,7 @@ class Sequence:
     @property
     def num_prompt_tokens_told(self) -> int:
         """Leading prompt tokens of which nobody has to find out any more how likely they were."""
-        if self.request.sampling.num_prompt_logprobs is None:
+        if not self.scores_prompt:
             return self.num_prompt_tokens
         return min(1 + len(self.prompt_logprobs), self.num_prompt_tokens)
 
@@ -77,6 +80,15 @@ class Sequence:
         """What may come from KV that is there: of a token that is not told yet, the logits before it are needed."""
         told = self.num_prompt_tokens_told
         return self.token_ids if told == self.num_prompt_tokens else self.token_ids[:told]
+
+    @property
+    def banned_token_ids(self) -> frozenset[int]:
+        """What would end it now, and must not as long as anything else may come."""
+        sampling = self.request.sampling
+        banned = frozenset[int]() if self.may_end else self.end_token_ids.union(sampling.stop_token_ids)
+        if self.constraint is not None and (sampling.ignore_eos or not self.may_end):
+            banned |= self.constraint.end_token_ids
+        return banned
 
     @property
     def may_end(self) -> bool:

@@ -34,6 +34,8 @@ class TextStream:
 
     def feed(self, token_id: int) -> tuple[str, bool]:
         """Text that may be shown now, and whether a stop ended the sequence."""
+        if not self._repeated:
+            return self._feed(token_id)
         text, stopped = self._feed(token_id)
         return self._take_repeated() + text, stopped
 

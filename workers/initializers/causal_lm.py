@@ -24,7 +24,7 @@ from workers.engine.paged_kv_cache import PagedKVCache
 from workers.errors import DeviceLostError, LoadError, UnsupportedModelError, first_line
 from workers.initializers.base import LoadedModel, Progress
 from workers.runners.attention import LayerShape
-from workers.runners.compiled import CompiledForward, keep_graphs_in
+from workers.runners.compiled import MAX_LOGITS_ROWS, CompiledForward, keep_graphs_in
 from workers.runners.embedding import DecoderEmbedder
 from workers.runners.pooling import Pooling, VectorShape, own_pooling
 from workers.runners.sampling import TorchSampler
@@ -170,8 +170,7 @@ def build_loaded_model(
             answer_format=tokenizer.answer_format,
             max_model_len=max_model_len,
             new_kv_cache=partial(_new_kv_cache, runner, max_model_len, num_kv_blocks),
-            # A compiled graph has as many rows as there are sequences at most.
-            max_logits_rows=1 if settings.torch_compile is not None else LOGITS_BYTES // (4 * tokenizer.vocab_size),
+            max_logits_rows=_logits_rows(settings, tokenizer.vocab_size),
             embedder=embedder,
             note=note,
             with_sizes=None if settings.torch_compile is not None else with_sizes,
@@ -183,6 +182,11 @@ def build_loaded_model(
 def vector_shape(folder: Path, embedding: Embedding) -> VectorShape:
     """What the vectors of a model that generates are like."""
     return VectorShape.of(embedding, own_pooling(folder, Pooling.LAST))
+
+
+def _logits_rows(settings: TransformersSettings, vocab_size: int) -> int:
+    """Of one step at most; a compiled graph has a fixed number."""
+    return MAX_LOGITS_ROWS if settings.torch_compile is not None else LOGITS_BYTES // (4 * vocab_size)
 
 
 def _new_kv_cache(runner: TransformersRunner, max_model_len: int, num_kv_blocks: int) -> PagedKVCache:

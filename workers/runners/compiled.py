@@ -27,6 +27,9 @@ CACHE_VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 MAX_GRAPHS: Final = 64
 """torch.compile gives up after eight shapes unless told; there is one per power of two."""
 
+MAX_LOGITS_ROWS: Final = 64
+"""Of a step, unless its sequences are more: enough for prompts whose own tokens are scored."""
+
 _present = threading.local()
 
 
@@ -108,7 +111,7 @@ class CompiledForward:
         )
         self._device = device
         self._sizes = [] if settings.dynamic else step_sizes(max(max_batch_tokens, max_batch_size))
-        self._max_batch_size = max_batch_size
+        self._max_rows = max(max_batch_size, MAX_LOGITS_ROWS)
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -121,7 +124,7 @@ class CompiledForward:
         num_rows = len(token_ids)
         size = next((size for size in self._sizes if size >= num_rows), num_rows)
         # Always as many logits rows for a size, so that their number makes no further graph.
-        num_last = min(size, self._max_batch_size) if self._sizes else self._max_batch_size
+        num_last = min(size, self._max_rows) if self._sizes else self._max_rows
         with present_step(step, num_rows):
             output = self._forward(
                 input_ids=self._padded(token_ids, size)[None],

@@ -58,6 +58,8 @@ class TorchSampler:
 
     @torch.inference_mode()
     def logprobs(self, rows: torch.Tensor, token_ids: Rows[int], num_logprobs: int) -> list[RawLogprobs]:
+        if not bool(torch.isfinite(rows.amax(dim=-1)).all()):
+            raise ArithmeticError("the model computed logits that are not finite")
         return [
             _raw_logprobs(logprobs, token_id, num_logprobs)
             for logprobs, token_id in zip(torch.log_softmax(rows, dim=-1), token_ids, strict=True)
@@ -87,11 +89,11 @@ def _ranked(logprobs: torch.Tensor, num_ranked: int) -> list[tuple[int, float]]:
 
 def _ban(row: torch.Tensor, sequence: Sequence) -> None:
     """Leave what the sequence's constraint allows, and no end before `min_tokens` as long as anything else may come."""
-    ends = [] if sequence.may_end else [*sequence.end_token_ids, *sequence.request.sampling.stop_token_ids]
     if sequence.constraint is None:
-        if ends:
-            row[ends] = -torch.inf
+        if not sequence.may_end:
+            row[[*sequence.banned_token_ids]] = -torch.inf
         return
+    ends = [*sequence.banned_token_ids]
     allowed = _unpacked(sequence.constraint.mask(), row)
     if ends:
         others = allowed.clone()

@@ -236,9 +236,9 @@ def test_a_text_that_must_come_is_split_into_the_longest_tokens_where_the_tokeni
 def test_a_text_that_the_vocabulary_cannot_spell_is_refused() -> None:
     tokenizer = OtherTokenizer()
     tokenizer.missing = b"cz"
-    place = GrammarCompiler(tokenizer).compile(regex("abz[de]"))
-    with pytest.raises(RequestFaultError, match="no token for the byte 0x7a"):
-        place.mask()
+    with pytest.raises(RequestFaultError, match="no token for the byte 0x7a") as raised:
+        GrammarCompiler(tokenizer).compile(regex("abz[de]")).mask()
+    assert "panic" not in raised.value.fault.message
 
 
 def test_special_tokens_are_no_text() -> None:
@@ -268,3 +268,29 @@ def test_an_error_does_not_show_the_grammar() -> None:
     with pytest.raises(RequestFaultError, match="frob") as raised:
         GrammarCompiler(ByteTokenizer()).compile(form)
     assert "|" not in raised.value.fault.message
+
+
+def test_ignore_eos_and_min_tokens_hold_as_long_as_something_may_follow() -> None:
+    output = said("", regex("a*"), ignore_eos=True, min_tokens=5, max_tokens=8)
+    assert (output.text, output.finish_reason) == ("a" * 8, FinishReason.LENGTH)
+
+
+def test_a_vocabulary_without_an_end_takes_no_constraint() -> None:
+    tokenizer = OtherTokenizer()
+    tokenizer.eos_token_ids = frozenset()
+    with pytest.raises(RequestFaultError, match="no end of sequence"):
+        GrammarCompiler(tokenizer).compile(regex("a"))
+
+
+def test_a_grammar_that_takes_long_to_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "MAX_COMPILE_S", 0.0)
+    with pytest.raises(RequestFaultError, match="takes too long to follow"):
+        GrammarCompiler(ByteTokenizer()).compile(regex("(a{30}){30}"))
+
+
+def test_a_sequence_that_takes_long_to_follow_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "MASKS_S", 0.0)
+    monkeypatch.setattr(grammar, "MASK_S", 0.0)
+    output = said("aaaa", regex("a*"))
+    assert output.fault is not None
+    assert "takes too long to follow" in output.fault.message
