@@ -33,6 +33,7 @@ from gateway.routes import (
     completions,
     embeddings,
     health,
+    messages,
     metrics,
     models,
     responses,
@@ -80,7 +81,7 @@ def create_app(
     app.state.pool = pool
     app.state.reload = reload
     app.state.kept_responses = KeptResponses(_response_store(settings), max_conversation_bytes=settings.max_body_bytes)
-    for part in (completions, chat, responses, embeddings, tokenization, models, health, metrics, admin):
+    for part in (completions, chat, responses, messages, embeddings, tokenization, models, health, metrics, admin):
         app.include_router(part.router)
     return app
 
