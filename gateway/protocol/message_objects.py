@@ -50,6 +50,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag="message", tag_fiel
     role: Literal["assistant"] = "assistant"
     model: str
     content: tuple[ContentBlock, ...] = ()
+    stop_details: None = None
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     usage: MessageUsage = MessageUsage()
@@ -106,6 +107,7 @@ class ContentBlockStop(MessageEvent, frozen=True, kw_only=True, tag="content_blo
 
 
 class MessageEnd(msgspec.Struct, frozen=True, kw_only=True):
+    stop_details: None = None
     stop_reason: StopReason
     stop_sequence: str | None
 

@@ -82,7 +82,7 @@ async def test_a_whole_message_has_anthropics_shape() -> None:
     assert await whole(answered("hi", new_reader=PlainReader)) == {
         "type": "message", "id": "msg_1", "role": "assistant", "model": "m",
         "content": [{"type": "text", "citations": None, "text": "hi"}],
-        "stop_reason": "end_turn", "stop_sequence": None,
+        "stop_details": None, "stop_reason": "end_turn", "stop_sequence": None,
         "usage": {
             "input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4, "output_tokens": 10,
         },
@@ -103,7 +103,7 @@ async def test_a_streamed_answer_comes_in_anthropics_events_one_block_after_the_
         "thinking_delta", "signature_delta", "text_delta", "input_json_delta", "input_json_delta",
     ]  # fmt: skip
     assert made[0]["message"]["content"] == []
-    assert made[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert made[-2]["delta"] == {"stop_details": None, "stop_reason": "tool_use", "stop_sequence": None}
     assert made[-2]["usage"]["output_tokens"] == 10
 
 
