@@ -6,10 +6,16 @@ however it is cut, so that a streamed answer says what the whole one says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
+from typing import Final, Protocol
 
 from model_registry.contract import ToolCall
+
+_PIECES: Final = re.compile(r"[\w\s]*[^\w\s]|[\w\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +88,36 @@ class PlainReader:
 
     def finish(self) -> AnswerDelta:
         return AnswerDelta()
+
+
+def read_in_order(reader: AnswerReader, text: str, *, ended: bool) -> list[AnswerDelta]:
+    """What the text adds to the answer, in deltas none of which has content from behind its calls.
+
+    Where a reader sees all of a text at once, its delta does not tell which came first. In pieces of one mark each it
+    does: a call has ended where there is something else than letters and spaces.
+    """
+    if isinstance(reader, PlainReader):
+        return [AnswerDelta(text)]
+    groups: list[list[AnswerDelta]] = [[]]
+    has_calls = False
+    for delta in (*map(reader.feed, _PIECES.findall(text)), *((reader.finish(),) if ended else ())):
+        if delta.content and has_calls:
+            groups.append([])
+            has_calls = False
+        groups[-1].append(delta)
+        has_calls = has_calls or bool(delta.tool_calls)
+    return [_joined(group) for group in groups]
+
+
+def _joined(deltas: Sequence[AnswerDelta]) -> AnswerDelta:
+    """Their sum, with one delta for each call."""
+    calls = groupby((call for delta in deltas for call in delta.tool_calls), attrgetter("index"))
+    return AnswerDelta(
+        "".join(delta.content for delta in deltas),
+        "".join(delta.reasoning for delta in deltas),
+        tuple(_joined_call(list(more)) for _, more in calls),
+    )
+
+
+def _joined_call(deltas: Sequence[ToolCallDelta]) -> ToolCallDelta:
+    return replace(deltas[0], arguments="".join(delta.arguments for delta in deltas))

@@ -110,8 +110,11 @@ class Answering:
                 self._trails[index].add_prompt(output.prompt)
                 yield Progress(index, AnswerDelta(output.prompt.text), None)
             self._note(index, output)
+            *deltas, last = self._read(index, output)
+            for delta in deltas:
+                yield Progress(index, delta, None)
             reason = None if output.finish_reason is None else self._finish_reason(index, output.finish_reason)
-            yield Progress(index, self._read(index, output), reason)
+            yield Progress(index, last, reason)
 
     def _take_tokens(self, index: int) -> Sequence[ToldToken]:
         """The sequence's tokens since this was asked last."""
@@ -139,10 +142,10 @@ class Answering:
             generation_s=time.monotonic() - first_at,
         )
 
-    def _read(self, index: int, output: SequenceOutput) -> AnswerDelta:
-        """What the output adds to the answer."""
+    def _read(self, index: int, output: SequenceOutput) -> Sequence[AnswerDelta]:
+        """What the output adds to the answer, at least an empty delta."""
         delta = self._readers[index].feed(output.text) if output.text else AnswerDelta()
-        return delta if output.finish_reason is None else delta + self._readers[index].finish()
+        return (delta if output.finish_reason is None else delta + self._readers[index].finish(),)
 
     def _finish_reason(self, index: int, reason: FinishReason) -> FinishReasonName:
         if reason is FinishReason.STOP and self._readers[index].has_tool_calls:

@@ -29,7 +29,7 @@ from gateway.framing import Framing
 from gateway.metrics import RequestRecord
 from gateway.output_stream import OutputStream
 from gateway.protocol import openapi
-from gateway.protocol.fields import GenerationFields, SamplingFields
+from gateway.protocol.fields import AnsweredBody, GenerationFields
 from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
 from gateway.sse import EventStream, events
@@ -49,9 +49,9 @@ _SESSION_PARAMETER: dict[str, Any] = {
     "comes before `prompt_cache_key` and `user`.",
 }
 
-RequestT = TypeVar("RequestT", bound=SamplingFields)
+RequestT = TypeVar("RequestT", bound=AnsweredBody)
 GenerationRequestT = TypeVar("GenerationRequestT", bound=GenerationFields)
-RequestT_contra = TypeVar("RequestT_contra", bound=SamplingFields, contravariant=True)
+RequestT_contra = TypeVar("RequestT_contra", bound=AnsweredBody, contravariant=True)
 
 
 class ReplyInProgress(Protocol):
@@ -120,6 +120,8 @@ class Endpoint(ABC, Generic[RequestT]):
     """What a stream of it is made of."""
     example: dict[str, Any]
     """A body, for the OpenAPI document."""
+    error: type[msgspec.Struct] | None = None
+    """What its errors are, for that document; None: OpenAI's."""
 
     @abstractmethod
     async def work(self, call: Call, request: RequestT, model: ModelView) -> Work[RequestT]:
@@ -128,8 +130,8 @@ class Endpoint(ABC, Generic[RequestT]):
     @property
     def responses(self) -> Responses:
         """For the OpenAPI document."""
-        replied = openapi.success("The reply, whole or as a stream.", self.reply, chunks=self.chunks)
-        return replied | openapi.errors(*openapi.WORK_ERRORS)
+        replied = openapi.success("The reply, whole or as a stream.", self.reply, chunks=self.chunks, error=self.error)
+        return replied | openapi.errors(*openapi.WORK_ERRORS, error=self.error)
 
     @property
     def request_body(self) -> dict[str, Any]:

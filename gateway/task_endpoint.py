@@ -53,11 +53,13 @@ class TaskEndpoint(Generic[RequestT]):
     reply: type[msgspec.Struct]
     example: dict[str, Any]
     """A body, for the OpenAPI document."""
+    error: type[msgspec.Struct] | None = None
+    """What its errors are, for that document; None: OpenAI's."""
 
     @property
     def responses(self) -> Responses:
         """For the OpenAPI document."""
-        return openapi.success("The reply.", self.reply) | openapi.errors(*openapi.WORK_ERRORS)
+        return openapi.success("The reply.", self.reply) | openapi.errors(*openapi.WORK_ERRORS, error=self.error)
 
     @property
     def request_body(self) -> dict[str, Any]:

@@ -329,6 +329,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     embedding: bytes = b""
     """Of an `Embed`: its numbers in float32, little-endian."""
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The string of `SamplingParams.stop` that ended it, if one did."""
     usage: Usage | None = None
     """Set on the final output of whatever the model computed."""
     timing: SequenceTiming | None = None
@@ -349,6 +351,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             tokenized=later.tokenized,
             embedding=later.embedding,
             finish_reason=later.finish_reason,
+            stop=later.stop,
             usage=later.usage,
             timing=later.timing,
             fault=later.fault,

@@ -1,4 +1,4 @@
-"""The edge where exceptions become responses: OpenAI's error body, whatever went wrong.
+"""The edge where exceptions become responses: OpenAI's error body (Anthropic's on its paths), whatever went wrong.
 
 Pure ASGI, right inside the request id. Known errors say what they say; unknown ones become a 500 without details, with
 a traceback in the log under the request's id. Also turns the framework's own 404 and 405 into ours.
@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.error_bodies import error_body
 from gateway.errors import ApiError, InvalidRequestError, MethodNotAllowedError, ServerError, UnknownUrlError
+from gateway.protocol.responses import encode
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,16 @@ class ErrorMiddleware:
         try:
             await self._app(scope, receive, watched_send)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
         except Exception:  # the edge: nothing may reach the client but a plain 500
             logger.exception("request %s failed", scope["state"]["request_id"])
             if not started:
-                await error_response(ServerError())(scope, receive, send)
+                await error_response(ServerError(), scope)(scope, receive, send)
 
 
-def error_response(error: ApiError) -> Response:
-    return JSONResponse(error.to_body(), error.status, error.headers)
+def error_response(error: ApiError, scope: Scope) -> Response:
+    body = encode(error_body(error, scope["path"], scope["state"]["request_id"]))
+    return Response(body, error.status, error.headers, "application/json")
 
 
 async def framework_error(request: Request, error: Exception) -> Response:
@@ -55,9 +58,10 @@ async def framework_error(request: Request, error: Exception) -> Response:
     headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
     path = request.scope["path"]
     if status == 404:
-        return error_response(UnknownUrlError(request.method, path))
+        return error_response(UnknownUrlError(request.method, path), request.scope)
     if status == 405:
-        return error_response(MethodNotAllowedError(request.method, path, headers.get("Allow", "another method")))
+        allowed = headers.get("Allow", "another method")
+        return error_response(MethodNotAllowedError(request.method, path, allowed), request.scope)
     if status < 500:
         return JSONResponse(InvalidRequestError("The request cannot be served.").to_body(), status)
-    return error_response(ServerError())
+    return error_response(ServerError(), request.scope)

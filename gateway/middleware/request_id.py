@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "x-request-id"
+ANTHROPICS_HEADER = "request-id"
 _HARMLESS = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
@@ -39,7 +40,7 @@ class RequestIdMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers[HEADER] = request_id
+                headers[HEADER] = headers[ANTHROPICS_HEADER] = request_id
                 headers["openai-processing-ms"] = str(round((time.monotonic() - received_at) * 1000))
             await send(message)
 

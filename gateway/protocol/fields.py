@@ -109,7 +109,18 @@ class Body(RequestModel):
         return schema
 
 
-class SamplingFields(Body):
+class AnsweredBody(Body):
+    """One that is answered with generated text, whole or as a stream."""
+
+    stream: bool | None = Field(None, description="Answer in server-sent events.")
+
+    @property
+    def session(self) -> str | None:
+        """What requests that belong together have in common."""
+        return None
+
+
+class SamplingFields(AnsweredBody):
     """How to generate, whatever the prompt's form and the reply's."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="Spread of sampling; 0 is greedy.")
@@ -134,7 +145,6 @@ class SamplingFields(Body):
     )
     ignore_eos: bool | None = Field(None, description="Go on after an end of sequence.")
     use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
-    stream: bool | None = Field(None, description="Answer in server-sent events.")
     prompt_cache_key: str | None = Field(
         None, description="Requests with the same key go to the same replica where load allows."
     )
@@ -159,7 +169,6 @@ class SamplingFields(Body):
 
     @property
     def session(self) -> str | None:
-        """What requests that belong together have in common."""
         return self.prompt_cache_key or self.user
 
 

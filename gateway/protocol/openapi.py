@@ -28,6 +28,8 @@ from gateway.errors import (
 from gateway.protocol.batches import Batch, BatchList
 from gateway.protocol.embeddings import EmbeddingReply
 from gateway.protocol.files import DeletedFile, FileList, FileObject
+from gateway.protocol.message_objects import EVENTS as MESSAGE_EVENTS
+from gateway.protocol.message_objects import Message, MessageError, MessageTokensCount
 from gateway.protocol.response_objects import EVENTS, DeletedResponse, ItemList, Response
 from gateway.protocol.responses import ChatCompletion, ChatCompletionChunk, ModelCard, ModelList, TextCompletion
 from gateway.protocol.tokenization import DetokenizeReply, TokenizeReply
@@ -43,6 +45,10 @@ REPLIES = (
     *EVENTS,
     DeletedResponse,
     ItemList,
+    Message,
+    *MESSAGE_EVENTS,
+    MessageError,
+    MessageTokensCount,
     EmbeddingReply,
     TokenizeReply,
     DetokenizeReply,
@@ -89,6 +95,7 @@ _ERROR = {
 }
 _HEADERS = {
     "x-request-id": "Names the request in the server's log.",
+    "request-id": "The same, where Anthropic's clients look for it.",
     "openai-processing-ms": "Milliseconds from the request's arrival to this response.",
 }
 _RETRY_HEADERS = {
@@ -110,11 +117,17 @@ def components() -> dict[str, Any]:
     }
 
 
-def success(description: str, reply: type[msgspec.Struct], *, chunks: Sequence[type[msgspec.Struct]] = ()) -> Responses:
+def success(
+    description: str,
+    reply: type[msgspec.Struct],
+    *,
+    chunks: Sequence[type[msgspec.Struct]] = (),
+    error: type[msgspec.Struct] | None = None,
+) -> Responses:
     """A reply of this type; where it may be streamed, `chunks` are the types of an event's data."""
     content: dict[str, Any] = {"application/json": {"schema": _schema(reply.__name__)}}
     if chunks:
-        content["text/event-stream"] = {"itemSchema": _event(chunks)}
+        content["text/event-stream"] = {"itemSchema": _event(chunks, error)}
     return _response(200, description, content)
 
 
@@ -123,13 +136,13 @@ def text(description: str, media_type: str) -> Responses:
     return _response(200, description, {media_type: {"schema": _TEXT}})
 
 
-def errors(*kinds: type[ApiError]) -> Responses:
-    """The error object under the statuses of these errors, and under any other."""
+def errors(*kinds: type[ApiError], error: type[msgspec.Struct] | None = None) -> Responses:
+    """The error object under the statuses of these errors, and under any other: OpenAI's, or of the type `error`."""
     by_status: dict[int, list[type[ApiError]]] = {}
     known: tuple[type[ApiError], ...] = (*kinds, ServerError)
     for kind in known:
         by_status.setdefault(kind.status, []).append(kind)
-    content = {"application/json": {"schema": _schema("Error")}}
+    content = {"application/json": {"schema": _schema(_error_name(error))}}
     told = _response("default", "Any other error.", content)
     for status, some in sorted(by_status.items()):
         description = " ".join((kind.__doc__ or "").partition("\n")[0] for kind in some)
@@ -146,16 +159,22 @@ def _response(
     return {status: {"description": description, "headers": referred, "content": content}}
 
 
-def _event(chunks: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
+def _error_name(error: type[msgspec.Struct] | None) -> str:
+    return "Error" if error is None else error.__name__
+
+
+def _event(chunks: Sequence[type[msgspec.Struct]], error: type[msgspec.Struct] | None) -> dict[str, Any]:
     """Schema of a server-sent event, as OpenAPI 3.2 describes one, and FastAPI in its documents of today."""
-    said = {"anyOf": [*(_schema(chunk.__name__) for chunk in chunks), _schema("Error")]}
-    data = {
-        "description": f"{' or '.join(chunk.__name__ for chunk in chunks)}; at the end `[DONE]`, or an Error.",
-        "anyOf": [
-            {"const": "[DONE]"},
-            {**_TEXT, "contentMediaType": "application/json", "contentSchema": said},
-        ],
-    }
+    said = {"anyOf": [*(_schema(chunk.__name__) for chunk in chunks), _schema(_error_name(error))]}
+    names = " or ".join(chunk.__name__ for chunk in chunks)
+    data: dict[str, Any] = {**_TEXT, "contentMediaType": "application/json", "contentSchema": said}
+    if error is None:
+        data = {
+            "description": f"{names}; at the end `[DONE]`, or an Error.",
+            "anyOf": [{"const": "[DONE]"}, data],
+        }
+    else:
+        data["description"] = f"{names}; where the stream fails, at the end a {error.__name__}."
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 

@@ -39,7 +39,7 @@ def _of_functions(kind: str) -> str:
     return kind
 
 
-def _object_schema(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+def object_schema(parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     """Arguments are always a JSON object."""
     kind = "object" if parameters is None else parameters.get("type", "object")
     if kind != "object":
@@ -77,7 +77,7 @@ FunctionType = Annotated[str, AfterValidator(_of_functions), WithJsonSchema({"ty
 class FunctionDefinition(RequestModel):
     name: FunctionName = Field(description="The function's name.")
     description: str | None = Field(None, description="What it does and when to call it; the model reads this.")
-    parameters: Annotated[dict[str, Any] | None, AfterValidator(_object_schema)] = Field(
+    parameters: Annotated[dict[str, Any] | None, AfterValidator(object_schema)] = Field(
         None, description="JSON schema of the arguments."
     )
     strict: bool | None = Field(None, description="Have the arguments follow the schema, by constrained decoding.")

@@ -324,7 +324,11 @@ class Engine:
         """Forget a sequence; returns its last output as the final one."""
         self.abort(sequence.request_id)
         return msgspec.structs.replace(
-            output, finish_reason=finish_reason, usage=sequence.usage(), timing=sequence.timing()
+            output,
+            finish_reason=finish_reason,
+            stop=sequence.text_stream.stop,
+            usage=sequence.usage(),
+            timing=sequence.timing(),
         )
 
     def _echo(self, sequence: Sequence) -> PromptEcho | None:

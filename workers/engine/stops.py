@@ -48,11 +48,13 @@ def _borders(symbols: str | tuple[int, ...]) -> list[int]:
 class StopMatcher(Generic[Stream]):
     """Passes a stream on, up to but without the first complete stop."""
 
-    __slots__ = ("_held", "_patterns")
+    __slots__ = ("_held", "_patterns", "found")
 
     def __init__(self, stops: Iterable[Stream], empty: Stream) -> None:
         self._patterns = [_Pattern(stop) for stop in stops]
         self._held: Stream = empty
+        self.found: Stream | None = None
+        """The stop that was completed."""
 
     def feed(self, items: Stream) -> tuple[Stream, bool]:
         """What may be passed on now, and whether a stop was completed; nothing may be fed after a stop."""
@@ -61,6 +63,7 @@ class StopMatcher(Generic[Stream]):
             num_stopped = self._advance(buffer[position])
             if num_stopped:
                 self._held = buffer[:0]
+                self.found = buffer[position + 1 - num_stopped : position + 1]
                 return buffer[: position + 1 - num_stopped], True
         num_held = max((pattern.num_matched for pattern in self._patterns), default=0)
         num_passed = len(buffer) - num_held

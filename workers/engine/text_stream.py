@@ -32,6 +32,11 @@ class TextStream:
         self._num_fed = 0
         self._repeated = _repeated(decode, prompt_token_ids, sampling.repeats_opening)
 
+    @property
+    def stop(self) -> str | None:
+        """The string that ended the text."""
+        return self._text_stops.found
+
     def feed(self, token_id: int) -> tuple[str, bool]:
         """Text that may be shown now, and whether a stop ended the sequence."""
         if not self._repeated:

@@ -18,6 +18,7 @@ from gateway.errors import ServerError
 from gateway.output_stream import OutputStream
 from gateway.protocol.responses import encode
 from gateway.text_shape import TextShape
+from gateway.tool_reader import ToolReader
 from model_registry.contract import (
     Candidate,
     FinishReason,
@@ -27,6 +28,7 @@ from model_registry.contract import (
     TokenLogprobs,
     Usage,
 )
+from model_registry.tool_formats import TOOL_SYNTAX, ToolFormat
 
 
 def output(text: str, reason: FinishReason | None = None, *, tokens: Sequence[str] = ()) -> SequenceOutput:
@@ -148,6 +150,22 @@ async def test_a_whole_reply_has_the_logprobs_of_each_choice() -> None:
         names = [[one if isinstance(one, str) else one["token"] for one in entries] for entries in told]
         assert names == [["a", "a", "."], ["b", "b", "."]]
     assert [choice["logprobs"]["text_offset"] for choice in choices] == [[0, 1, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("reads_at_once", [True, False])
+async def test_calls_that_come_with_the_end_are_why_it_ended(reads_at_once: bool) -> None:
+    syntax = TOOL_SYNTAX[ToolFormat.HERMES]
+    made = Completion(
+        OutputStream(1, on_close=lambda: None), ChatShape("m"), Layout(), usage_chunk=False,
+        new_reader=lambda: ToolReader(syntax, ["look"]),
+    )  # fmt: skip
+    text = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    reading = asyncio.create_task(chunks_of(made))
+    made.stream.push(0, output(text, FinishReason.STOP if not reads_at_once else None))
+    await asyncio.sleep(0)
+    if reads_at_once:
+        made.stream.push(0, output("", FinishReason.STOP))
+    assert [chunk["choices"][0]["finish_reason"] for chunk in await reading][-1] == "tool_calls"
 
 
 async def test_an_error_comes_through_both_ways() -> None:

@@ -14,6 +14,7 @@ from gateway import errors
 from gateway.answer import Answer
 from gateway.chat_shape import ChatShape
 from gateway.completions import FinishedChoice
+from gateway.error_bodies import message_error
 from gateway.errors import ApiError
 from gateway.protocol import openapi
 from gateway.protocol.batches import BatchRequest
@@ -21,6 +22,7 @@ from gateway.protocol.chat import ChatCompletionRequest
 from gateway.protocol.completions import CompletionRequest
 from gateway.protocol.embeddings import EmbeddingRequest
 from gateway.protocol.fields import Body
+from gateway.protocol.message_create import CountTokensRequest, MessageRequest
 from gateway.protocol.response_create import ResponseRequest
 from gateway.protocol.responses import PromptTokensDetails, Reply, Usage, encode
 from gateway.protocol.tokenization import DetokenizeRequest, TokenizeRequest
@@ -32,6 +34,8 @@ REQUESTS: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponseRequest,
+    "/v1/messages": MessageRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/tokenize": TokenizeRequest,
     "/v1/detokenize": DetokenizeRequest,
@@ -101,14 +105,15 @@ def test_everything_that_is_referred_to_is_there() -> None:
         assert part
 
 
-def test_every_operation_says_what_success_is_and_that_errors_are_openais() -> None:
+def test_every_operation_says_what_success_is_and_that_errors_are_openais_or_anthropics() -> None:
     for path, method, operation in operations():
         responses = operation["responses"]
         for content in responses["200"]["content"].values():
             assert content.get("schema") or content["itemSchema"], f"{method} {path}"
+        error = "MessageError" if path.startswith("/v1/messages") else "Error"
         for status in set(responses) - {"200"}:
             content = responses[status]["content"]
-            assert content == {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}, (
+            assert content == {"application/json": {"schema": {"$ref": f"#/components/schemas/{error}"}}}, (
                 f"{path} {status}"
             )
         assert {"500", "default"} <= set(responses)
@@ -172,6 +177,8 @@ def test_a_field_that_is_always_sent_is_required_and_one_that_may_be_unset_is_no
 def test_every_error_body_is_what_the_document_says() -> None:
     conforms(encode(errors.DrainingError().to_body()), "Error")
     conforms(encode(errors.MissingParameterError("model").to_body()), "Error")
+    conforms(encode(message_error(errors.DrainingError(), "req_1")), "MessageError")
+    conforms(encode(message_error(errors.ServerError(), "req_1")), "MessageError")
 
 
 def test_the_statuses_of_a_generation_are_those_of_the_errors_it_may_come_to() -> None:

@@ -110,6 +110,7 @@ FINAL = st.builds(
     tokenized=st.none() | st.builds(Tokenized, TOKENS, st.none() | several(TEXT)),
     embedding=st.binary(max_size=8),
     finish_reason=st.none() | st.sampled_from(FinishReason),
+    stop=st.none() | TEXT,
     usage=st.none() | USAGES,
     timing=st.none() | TIMINGS,
     fault=st.none() | FAULTS,
@@ -175,10 +176,11 @@ def test_two_outputs_as_one_are_their_concatenation_with_the_later_ones_end(
     assert both.token_ids == earlier.token_ids + later.token_ids
     assert both.logprobs == earlier.logprobs + later.logprobs
     assert both.is_final == later.is_final
-    assert (both.tokenized, both.embedding, both.finish_reason, both.usage, both.timing, both.fault) == (
+    assert (both.tokenized, both.embedding, both.finish_reason, both.stop, both.usage, both.timing, both.fault) == (
         later.tokenized,
         later.embedding,
         later.finish_reason,
+        later.stop,
         later.usage,
         later.timing,
         later.fault,

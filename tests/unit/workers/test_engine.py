@@ -146,6 +146,12 @@ def test_stops_end_it_with_stop_and_are_not_shown(sampling: dict[str, object], t
     assert (output.text, output.finish_reason) == (text, FinishReason.STOP)
 
 
+def test_the_end_tells_which_string_stopped_it() -> None:
+    assert generate("hello world", stop=("world", "lo wor")).stop == "lo wor"
+    assert generate("hello world", stop=("never",)).stop is None
+    assert generate("hello world", stop_token_ids=(ord("w"),)).stop is None
+
+
 def test_text_held_back_for_a_stop_is_shown_at_the_limit() -> None:
     output = generate("abcdef", stop=("cdX",), max_tokens=4)
     assert (output.text, output.finish_reason) == ("abcd", FinishReason.LENGTH)

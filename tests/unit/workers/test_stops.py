@@ -28,7 +28,10 @@ def feed_in_pieces(text: str, stops: list[str], cuts: list[int]) -> tuple[str, b
     for start, end in pairwise(borders):
         passed, stopped = matcher.feed(text[start:end])
         shown.append(passed)
+        assert (matcher.found is not None) == stopped
         if stopped:
+            assert matcher.found in stops
+            assert text.startswith("".join(shown) + str(matcher.found))
             return "".join(shown), True, shown
     return "".join(shown) + matcher.flush(), False, shown
 
