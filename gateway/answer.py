@@ -6,7 +6,8 @@ however it is cut, so that a streamed answer says what the whole one says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from model_registry.contract import ToolCall
@@ -24,7 +25,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
-    """More of an answer; false when there is nothing."""
+    """More of an answer; false when there is nothing. Of each call it has one delta."""
 
     content: str = ""
     reasoning: str = ""
@@ -34,9 +35,19 @@ class AnswerDelta:
         return bool(self.content or self.reasoning or self.tool_calls)
 
     def __add__(self, later: AnswerDelta) -> AnswerDelta:
-        return AnswerDelta(
-            self.content + later.content, self.reasoning + later.reasoning, self.tool_calls + later.tool_calls
-        )
+        calls = self.tool_calls + later.tool_calls
+        return AnswerDelta(self.content + later.content, self.reasoning + later.reasoning, one_for_each_call(calls))
+
+
+def one_for_each_call(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """As clients want them: they take two deltas of one chunk as two calls."""
+    merged: list[ToolCallDelta] = []
+    for delta in deltas:
+        if merged and merged[-1].index == delta.index:
+            merged[-1] = replace(merged[-1], arguments=merged[-1].arguments + delta.arguments)
+        else:
+            merged.append(delta)
+    return tuple(merged)
 
 
 @dataclass(frozen=True, slots=True)
