@@ -7,7 +7,7 @@ however it is cut, so that a streamed answer says what the whole one says.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
@@ -30,7 +30,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class AnswerDelta:
-    """More of an answer; false when there is nothing."""
+    """More of an answer; false when there is nothing. Of each call it has one delta."""
 
     content: str = ""
     reasoning: str = ""
@@ -40,9 +40,14 @@ class AnswerDelta:
         return bool(self.content or self.reasoning or self.tool_calls)
 
     def __add__(self, later: AnswerDelta) -> AnswerDelta:
-        return AnswerDelta(
-            self.content + later.content, self.reasoning + later.reasoning, self.tool_calls + later.tool_calls
-        )
+        calls = self.tool_calls + later.tool_calls
+        return AnswerDelta(self.content + later.content, self.reasoning + later.reasoning, one_for_each_call(calls))
+
+
+def one_for_each_call(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """As clients want them: they take two deltas of one chunk as two calls."""
+    of_one_call = (list(more) for _, more in groupby(deltas, attrgetter("index")))
+    return tuple(replace(more[0], arguments="".join(one.arguments for one in more)) for more in of_one_call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +115,9 @@ def read_in_order(reader: AnswerReader, text: str, *, ended: bool) -> list[Answe
 
 
 def _joined(deltas: Sequence[AnswerDelta]) -> AnswerDelta:
-    """Their sum, with one delta for each call."""
-    calls = groupby((call for delta in deltas for call in delta.tool_calls), attrgetter("index"))
+    """Their sum, made at once."""
     return AnswerDelta(
         "".join(delta.content for delta in deltas),
         "".join(delta.reasoning for delta in deltas),
-        tuple(_joined_call(list(more)) for _, more in calls),
+        one_for_each_call(call for delta in deltas for call in delta.tool_calls),
     )
-
-
-def _joined_call(deltas: Sequence[ToolCallDelta]) -> ToolCallDelta:
-    return replace(deltas[0], arguments="".join(delta.arguments for delta in deltas))

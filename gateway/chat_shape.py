@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from msgspec import UNSET
 
@@ -53,7 +53,7 @@ class ChatShape:
     def delta(self, index: int, delta: AnswerDelta, tokens: Sequence[ToldToken] = ()) -> Chunk:
         said = Delta(
             content=delta.content or UNSET,
-            tool_calls=tuple(map(_call_delta, _by_index(delta.tool_calls))) or UNSET,
+            tool_calls=tuple(map(_call_delta, delta.tool_calls)) or UNSET,
             reasoning=delta.reasoning or UNSET,
             reasoning_content=delta.reasoning or UNSET,
         )
@@ -104,17 +104,6 @@ def _message(said: Answer) -> AssistantMessage:
         reasoning=said.reasoning or UNSET,
         reasoning_content=said.reasoning or UNSET,
     )
-
-
-def _by_index(deltas: Sequence[answer.ToolCallDelta]) -> list[answer.ToolCallDelta]:
-    """One for each call: clients take the deltas of a chunk as different ones."""
-    merged: list[answer.ToolCallDelta] = []
-    for delta in deltas:
-        if merged and merged[-1].index == delta.index:
-            merged[-1] = replace(merged[-1], arguments=merged[-1].arguments + delta.arguments)
-        else:
-            merged.append(delta)
-    return merged
 
 
 def _call_delta(delta: answer.ToolCallDelta) -> ToolCallDelta:

@@ -6,19 +6,11 @@ at the beginning of an answer are content.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from collections.abc import Generator
 
 from gateway.answer import AnswerDelta, AnswerReader
-from gateway.marks import find_mark
+from gateway.marks import ComingText, find_mark
 from model_registry.tool_formats import ReasoningSyntax
-
-
-class _Place(Enum):
-    BEGINNING = auto()
-    REASONING = auto()
-    GAP = auto()
-    """Behind the reasoning, before the answer."""
-    ANSWER = auto()
 
 
 class ReasoningReader:
@@ -27,65 +19,80 @@ class ReasoningReader:
     def __init__(self, syntax: ReasoningSyntax, inner: AnswerReader) -> None:
         self._syntax = syntax
         self._inner = inner
-        self._place = _Place.BEGINNING
-        self._held = ""
-        self._has_reasoned = False
+        self._text = ComingText()
+        self._steps = self._read()
+        self._is_answering = False
+        self._is_reasoning = False
+        self._held: list[str] = []
+        """White space that is part of something only if more follows."""
+        self._reasoning: list[str] = []
 
     @property
     def has_tool_calls(self) -> bool:
         return self._inner.has_tool_calls
 
     def feed(self, text: str) -> AnswerDelta:
-        return self._read(self._take_held() + text)
+        self._text.add(text)
+        next(self._steps, None)
+        delta = AnswerDelta(reasoning="".join(self._reasoning))
+        self._reasoning.clear()
+        return delta + self._inner.feed(self._take_held()) if self._is_answering else delta
 
     def finish(self) -> AnswerDelta:
         held = self._take_held()
-        if self._place is _Place.BEGINNING:
-            return self._inner.feed(held) + self._inner.finish()
-        reasoning = held.rstrip() if self._place is _Place.REASONING else ""
-        return AnswerDelta(reasoning=reasoning) + self._inner.finish()
+        if self._is_reasoning:
+            return AnswerDelta(reasoning=held.rstrip()) + self._inner.finish()
+        return (self._inner.feed(held) if held else AnswerDelta()) + self._inner.finish()
 
     def _take_held(self) -> str:
-        held, self._held = self._held, ""
+        held = "".join((*self._held, self._text.take_all()))
+        self._held.clear()
         return held
 
-    def _read(self, text: str) -> AnswerDelta:
-        match self._place:
-            case _Place.BEGINNING:
-                return self._read_beginning(text)
-            case _Place.REASONING:
-                return self._read_reasoning(text)
-            case _Place.GAP:
-                return self._read_gap(text)
-            case _Place.ANSWER:
-                return self._inner.feed(text)
+    def _read(self) -> Generator[None, None, None]:
+        """To where the answer begins, pausing wherever more text is needed."""
+        if (yield from self._opens()):
+            self._is_reasoning = True
+            yield from self._skip_spaces()
+            yield from self._read_reasoning()
+            self._is_reasoning = False
+            yield from self._skip_spaces()
+        self._is_answering = True
 
-    def _read_beginning(self, text: str) -> AnswerDelta:
-        begun, opening = text.lstrip(), self._syntax.opening
-        if begun.startswith(opening):
-            self._place = _Place.REASONING
-            return self._read_reasoning(begun[len(opening) :])
-        if opening.startswith(begun):
-            self._held = text
-            return AnswerDelta()
-        self._place = _Place.ANSWER
-        return self._inner.feed(text)
+    def _opens(self) -> Generator[None, None, bool]:
+        opening = self._syntax.opening
+        while True:
+            self._held.append(self._text.take_spaces())
+            begun = self._text.ahead(len(opening))
+            if begun == opening:
+                self._text.take(len(opening))
+                self._held.clear()
+                return True
+            if not opening.startswith(begun):
+                return False
+            yield
 
-    def _read_reasoning(self, text: str) -> AnswerDelta:
-        if not self._has_reasoned:
-            text = text.lstrip()
-        position, is_closed = find_mark(text, self._syntax.closing)
-        reasoning = text[:position].rstrip()
-        self._has_reasoned = self._has_reasoned or bool(reasoning)
-        if not is_closed:
-            self._held = text[len(reasoning) :]
-            return AnswerDelta(reasoning=reasoning)
-        self._place = _Place.GAP
-        return AnswerDelta(reasoning=reasoning) + self._read_gap(text[position + len(self._syntax.closing) :])
+    def _skip_spaces(self) -> Generator[None, None, None]:
+        self._text.take_spaces()
+        while not self._text.ahead(1):
+            yield
+            self._text.take_spaces()
 
-    def _read_gap(self, text: str) -> AnswerDelta:
-        begun = text.lstrip()
-        if not begun:
-            return AnswerDelta()
-        self._place = _Place.ANSWER
-        return self._inner.feed(begun)
+    def _read_reasoning(self) -> Generator[None, None, None]:
+        """To behind the mark that closes it."""
+        while True:
+            position, is_closed = find_mark(self._text.ahead(), self._syntax.closing)
+            self._reason(self._text.take(position))
+            if is_closed:
+                self._text.take(len(self._syntax.closing))
+                self._held.clear()
+                return
+            if not position:
+                yield
+
+    def _reason(self, text: str) -> None:
+        said = text.rstrip()
+        if said:
+            self._reasoning += (*self._held, said)
+            self._held.clear()
+        self._held.append(text[len(said) :])

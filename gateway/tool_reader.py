@@ -1,8 +1,8 @@
 """The calls in a model's answer, found while it comes: their names at once, their arguments as they are written.
 
 A call whose beginning is not one is content, mark and all. Once its name is told it stays a call: what a model makes
-of its arguments, or how far it gets with them, is told as it is. Each method of a place in the text takes what belongs
-there from the buffer, and says whether there is more to read now; all decide by the text alone, never by its pieces.
+of its arguments, or how far it gets with them, is told as it is. Each method reads one part of the text and pauses
+wherever it needs more; all decide by the text alone, never by its pieces, and take what they have looked at.
 """
 
 from __future__ import annotations
@@ -10,31 +10,35 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Generator
 from typing import Any, Final
 
-from gateway.answer import AnswerDelta, ToolCallDelta
-from gateway.marks import find_mark
+from gateway.answer import AnswerDelta, ToolCallDelta, one_for_each_call
+from gateway.marks import STRIDE, ComingText, find_mark
 from model_registry.tool_formats import CallForm, ToolSyntax
 
 _STRING: Final = r'"(?:[^"\\]|\\.){0,256}"'
 _SPACE: Final = r"\s{0,64}"
+"""Bounded, as strings are: what a pattern waits for is looked at again with every piece."""
 _HEAD: Final = re.compile(
-    rf'{_SPACE}\{{{_SPACE}"name"{_SPACE}:{_SPACE}({_STRING}){_SPACE},'
+    rf'\{{{_SPACE}"name"{_SPACE}:{_SPACE}({_STRING}){_SPACE},'
     rf'{_SPACE}"(?:arguments|parameters)"{_SPACE}:{_SPACE}(?=\{{)'
 )
 """A call up to its arguments, as nearly all models write it."""
-_NO_OBJECT: Final = re.compile(r'\s*(?:[^\s{]|\{\s*[^\s"])')
-_FIRST_KEY: Final = re.compile(rf"{_SPACE}\{{{_SPACE}({_STRING}){_SPACE}:")
+_NO_OBJECT: Final = re.compile(rf'\{{{_SPACE}[^\s"]')
+_FIRST_KEY: Final = re.compile(rf"\{{{_SPACE}({_STRING}){_SPACE}:")
 _KEYS: Final = frozenset(('"name"', '"arguments"', '"parameters"', '"type"', '"id"', '"function"'))
+_ASIDE: Final = rf'"(?:type|id)"{_SPACE}:{_SPACE}(?:{_STRING}|[\w.+-]{{1,64}}){_SPACE},{_SPACE}'
+_KEY_BEHIND_ASIDES: Final = re.compile(rf"\{{{_SPACE}(?:{_ASIDE}){{1,2}}({_STRING}){_SPACE}:")
+_NAME: Final = re.compile(
+    rf'\{{{_SPACE}(?:{_ASIDE}){{0,2}}"name"{_SPACE}:{_SPACE}(?:({_STRING})|"(?:[^"\\]|\\.){{257}}|[^\s"])'
+)
+"""A name that is complete, or is none."""
 _NAMED: Final = re.compile(
-    rf"{_SPACE}([\w.-]{{1,128}}){_SPACE}(?:\[CALL_ID\]{_SPACE}[\w-]{{1,64}}{_SPACE})?(?:\[ARGS\])?{_SPACE}(?=\{{)"
+    rf"([\w.-]{{1,128}}){_SPACE}(?:\[CALL_ID\]{_SPACE}[\w-]{{1,64}}{_SPACE})?(?:\[ARGS\])?{_SPACE}(?=\{{)"
 )
 _BEFORE_ARGUMENTS: Final = re.compile(r"[\s\w.\-\[\]]{0,512}")
 """What `_NAMED` may still become."""
-_NEXT_BARE: Final = re.compile(r"\s*;?\s*(?=\{)")
-_MAYBE_NEXT_BARE: Final = re.compile(r"\s*;?\s*")
 _FUNCTION_NAME: Final = re.compile(r"[\w.:/-]{1,128}")
 
 
@@ -59,19 +63,12 @@ class ToolReader:
         self._names = names
         self._parallel = parallel
         self._new_id = new_id
-        self._place: Callable[[bool], bool] = self._read_beginning if syntax.is_bare else self._read_text
-        self._buffer = ""
-        self._opened = ""
-        """What has been taken from the buffer of a call that may not be one."""
-        self._is_marked = False
-        self._is_listed = False
-        self._is_wrapped = False
-        """The arguments are inside an object, behind the name."""
-        self._nesting = _Nesting()
-        self._num_scanned = 0
-        self._skipped = ""
-        self._spaces = ""
+        self._text = ComingText()
+        self._steps = self._read_answer()
+        self._spaces: list[str] = []
         """At the end of the content so far; content only when more follows, or when there are no calls."""
+        self._opened: list[str] = []
+        """What has been taken of a call, or of what is between calls, that may not be one."""
         self._num_calls = 0
         self._content: list[str] = []
         self._calls: list[ToolCallDelta] = []
@@ -81,217 +78,222 @@ class ToolReader:
         return self._num_calls > 0
 
     def feed(self, text: str) -> AnswerDelta:
-        self._buffer += text
-        return self._read(ended=False)
-
-    def finish(self) -> AnswerDelta:
-        return self._read(ended=True)
-
-    def _read(self, *, ended: bool) -> AnswerDelta:
-        while self._place(ended):
-            pass
-        if ended and not self._num_calls:
-            self._content.append(self._spaces)
-        delta = AnswerDelta("".join(self._content), "", tuple(self._calls))
+        self._text.add(text)
+        next(self._steps)
+        delta = AnswerDelta("".join(self._content), "", one_for_each_call(self._calls))
         self._content, self._calls = [], []
         return delta
 
+    def finish(self) -> AnswerDelta:
+        """What was held back is content where there are no calls; behind calls, it is what is left of a further one."""
+        held = "" if self._num_calls else "".join((*self._spaces, *self._opened, self._text.take_all()))
+        return AnswerDelta(held)
+
+    def _read_answer(self) -> Generator[None, None, None]:
+        if self._syntax.is_bare:
+            yield from self._read_bare(is_marked=False)
+        while True:
+            yield from self._read_text()
+            yield from self._read_opened()
+
     # Outside of calls
 
-    def _read_beginning(self, ended: bool) -> bool:
-        """Of an answer that may be a call without a mark."""
-        begun = self._buffer.lstrip()
-        if not begun and not ended:
-            return False
-        if begun.startswith("{"):
-            self._open(len(self._buffer) - len(begun), is_marked=False)
-        else:
-            self._place = self._read_text
-        return True
+    def _read_text(self) -> Generator[None, None, None]:
+        """To behind the mark that opens a call."""
+        while True:
+            position, is_opened = find_mark(self._text.ahead(), self._syntax.opening)
+            self._say(self._text.take(position))
+            if is_opened:
+                return self._hold(len(self._syntax.opening))
+            if not position:
+                yield
 
-    def _read_text(self, ended: bool) -> bool:
-        position, found = find_mark(self._buffer, self._syntax.opening)
-        if ended and not found:
-            position = len(self._buffer)
-        self._say(self._buffer[:position])
-        self._buffer = self._buffer[position:]
-        if not found:
-            return False
-        self._open(len(self._syntax.opening), is_marked=True)
-        return True
+    def _say(self, text: str) -> None:
+        said = text.rstrip()
+        if said:
+            self._content += (*self._spaces, said)
+            self._spaces.clear()
+        self._spaces.append(text[len(said) :])
 
-    def _open(self, num_chars: int, *, is_marked: bool) -> None:
-        self._opened, self._buffer = self._buffer[:num_chars], self._buffer[num_chars:]
-        self._is_marked = is_marked
-        if self._syntax.form is CallForm.OBJECT:
-            self._begin_object()
-        else:
-            self._place = self._read_opened
-
-    def _begin_object(self) -> None:
-        self._nesting, self._num_scanned = _Nesting(), 0
-        self._place = self._read_object
+    def _hold(self, num_chars: int) -> None:
+        self._opened.append(self._text.take(num_chars))
 
     def _give_up(self) -> bool:
         """It is no call."""
-        self._say(self._opened)
-        self._is_listed = False
-        self._place = self._read_text
-        return True
+        self._say("".join(self._opened))
+        self._opened.clear()
+        return False
 
-    def _say(self, text: str) -> None:
-        text = self._spaces + text
-        said = text.rstrip()
-        self._spaces = text[len(said) :]
-        self._content.append(said)
+    def _read_next_char(self) -> Generator[None, None, str]:
+        """To the next that is no white space."""
+        while True:
+            self._opened.append(self._text.take_spaces())
+            if char := self._text.ahead(1):
+                return char
+            yield
 
-    # Before the arguments
+    # From the mark on, by the form of calls
 
-    def _read_opened(self, ended: bool) -> bool:
-        """Behind the mark of a format that has lists, or names outside of objects."""
-        begun = self._buffer.lstrip()
-        if not begun:
-            return self._give_up() if ended else False
-        if begun.startswith("["):
-            num_taken = len(self._buffer) - len(begun) + 1
-            self._opened, self._buffer = self._opened + self._buffer[:num_taken], self._buffer[num_taken:]
-            self._is_listed = True
-        if begun[0] in "[{":
-            self._begin_object()
+    def _read_opened(self) -> Generator[None, None, None]:
+        if self._syntax.is_bare:
+            yield from self._read_bare(is_marked=True)
+        elif self._syntax.form is CallForm.OBJECT:
+            if (yield from self._read_object(is_marked=True)):
+                yield from self._read_closing()
         else:
-            self._place = self._read_name
-        return True
+            yield from self._read_listed_or_named()
 
-    def _read_name(self, ended: bool) -> bool:
-        if head := _NAMED.match(self._buffer):
-            self._buffer = self._buffer[head.end() :]
-            self._begin_call(head[1], is_wrapped=False)
-            return True
-        return self._give_up() if ended or not _BEFORE_ARGUMENTS.fullmatch(self._buffer) else False
+    def _read_bare(self, *, is_marked: bool) -> Generator[None, None, None]:
+        """Calls that may follow each other without a mark."""
+        while (yield from self._read_object(is_marked=is_marked)):
+            is_marked = False
+            if (yield from self._read_next_char()) == ";":
+                self._hold(1)
 
-    def _read_object(self, ended: bool) -> bool:
-        if head := _HEAD.match(self._buffer):
-            name = _loaded(head[1])
-            if not self._is_function(name):
+    def _read_closing(self) -> Generator[None, None, None]:
+        closing = self._syntax.closing
+        yield from self._read_next_char()
+        while (begun := self._text.ahead(len(closing))) != closing:
+            if not closing.startswith(begun):
+                self._give_up()
+                return
+            yield
+        self._text.take(len(closing))
+        self._opened.clear()
+
+    def _read_listed_or_named(self) -> Generator[None, None, None]:
+        char = yield from self._read_next_char()
+        if char == "[":
+            self._hold(1)
+            yield from self._read_list()
+        elif char == "{":
+            yield from self._read_object(is_marked=True)
+        else:
+            yield from self._read_named()
+
+    def _read_list(self) -> Generator[None, None, None]:
+        while (yield from self._read_object(is_marked=True)):
+            char = yield from self._read_next_char()
+            if char == "]":
+                self._text.take(1)
+                self._opened.clear()
+                return
+            if char != ",":
+                self._give_up()
+                return
+            self._hold(1)
+
+    def _read_named(self) -> Generator[None, None, None]:
+        ahead, is_all = self._ahead_of_mark()
+        while not (head := _NAMED.match(ahead)):
+            if is_all or not _BEFORE_ARGUMENTS.fullmatch(ahead):
+                self._give_up()
+                return
+            yield
+            ahead, is_all = self._ahead_of_mark()
+        self._text.take(head.end())
+        self._begin_call(head[1])
+        yield from self._read_value(_Nesting())
+
+    # A call that is an object
+
+    def _read_object(self, *, is_marked: bool) -> Generator[None, None, bool]:
+        """To behind it; false where it is no call."""
+        if (yield from self._read_next_char()) != "{":
+            return self._give_up()
+        nesting, num_seen = _Nesting(), 0
+        while True:
+            ahead, is_all = self._ahead_of_mark()
+            if head := _HEAD.match(ahead):
+                return (yield from self._read_call(head, is_marked=is_marked))
+            if self._is_no_call(ahead, is_marked=is_marked):
                 return self._give_up()
-            self._buffer = self._buffer[head.end() :]
-            self._begin_call(name, is_wrapped=True)
-            return True
-        first = _FIRST_KEY.match(self._buffer)
-        if _NO_OBJECT.match(self._buffer) or (first and first[1] not in _KEYS):
-            return self._give_up()
-        end = self._nesting.end_in(self._buffer, self._num_scanned)
-        self._num_scanned = len(self._buffer)
-        if end is None:
-            return self._give_up() if ended else False
-        return self._read_whole(end)
+            if is_all or nesting.end_in(ahead, num_seen) is not None:
+                return (yield from self._read_whole(is_marked=is_marked))
+            num_seen = len(ahead)
+            yield
 
-    def _read_whole(self, end: int) -> bool:
-        """A call whose keys are in another order, or whose arguments are no object."""
-        call = _call_in(self._buffer[:end])
-        if call is None or not self._is_function(call[0]):
+    def _ahead_of_mark(self) -> tuple[str, bool]:
+        """What comes before the next mark that opens a call, and whether it is all that a decision gets to see."""
+        ahead = self._text.ahead()
+        position, is_opened = find_mark(ahead, self._syntax.opening)
+        return ahead[:position], is_opened or len(ahead) == STRIDE
+
+    def _is_no_call(self, begun: str, *, is_marked: bool) -> bool:
+        first = _FIRST_KEY.match(begun)
+        if _NO_OBJECT.match(begun) or (first and first[1] not in _KEYS):
+            return True
+        return not is_marked and self._is_other_json(begun)
+
+    def _is_other_json(self, begun: str) -> bool:
+        """Of an object without a mark: an answer in JSON should not wait for its last brace."""
+        key, name = _KEY_BEHIND_ASIDES.match(begun), _NAME.match(begun)
+        if key and key[1] not in _KEYS:
+            return True
+        return name is not None and not self._is_function(_loaded(name[1] or ""), is_marked=False)
+
+    def _read_call(self, head: re.Match[str], *, is_marked: bool) -> Generator[None, None, bool]:
+        name = _loaded(head[1])
+        if not self._is_function(name, is_marked=is_marked):
             return self._give_up()
-        self._buffer = self._buffer[end:]
-        self._begin_call(call[0], is_wrapped=True)
-        self._tell_arguments(call[1])
-        self._place = self._read_after
+        self._text.take(head.end())
+        self._begin_call(name)
+        yield from self._read_value(_Nesting())
+        if (yield from self._read_next_char()) in "},":
+            self._opened.clear()
+            yield from self._read_value(_Nesting(depth=1), is_told=False)
         return True
 
-    def _is_function(self, name: Any) -> bool:
+    def _read_whole(self, *, is_marked: bool) -> Generator[None, None, bool]:
+        """A call whose keys are in another order, or whose arguments are no object. A mark in it begins another one."""
+        nesting, num_opened = _Nesting(), len(self._opened)
+        while True:
+            ahead, is_all = self._ahead_of_mark()
+            end = nesting.end_in(ahead)
+            self._hold(len(ahead) if end is None else end)
+            if end is not None:
+                return self._tell_whole("".join(self._opened[num_opened:]), is_marked=is_marked)
+            if not ahead and is_all:
+                return self._give_up()
+            if not ahead:
+                yield
+
+    def _tell_whole(self, text: str, *, is_marked: bool) -> bool:
+        call = _call_in(text)
+        if call is None or not self._is_function(call[0], is_marked=is_marked):
+            return self._give_up()
+        self._begin_call(call[0])
+        self._tell(ToolCallDelta(self._num_calls - 1, arguments=call[1]))
+        return True
+
+    def _is_function(self, name: Any, *, is_marked: bool) -> bool:
         if not isinstance(name, str) or not _FUNCTION_NAME.fullmatch(name):
             return False
-        return self._is_marked or name in self._names
+        return is_marked or name in self._names
 
-    # A call
+    # What is told
 
-    def _begin_call(self, name: str, *, is_wrapped: bool) -> None:
+    def _begin_call(self, name: str) -> None:
         self._num_calls += 1
-        self._is_wrapped = is_wrapped
-        self._nesting = _Nesting()
-        self._place = self._read_arguments
+        self._opened.clear()
         self._tell(ToolCallDelta(self._num_calls - 1, self._new_id(), name))
 
-    def _tell_arguments(self, text: str) -> None:
-        if text:
-            self._tell(ToolCallDelta(self._num_calls - 1, arguments=text))
+    def _read_value(self, nesting: _Nesting, *, is_told: bool = True) -> Generator[None, None, None]:
+        """To behind it, as far as it is one; of arguments, each piece is told. What other keys say is not."""
+        while True:
+            ahead = self._text.ahead()
+            end = nesting.end_in(ahead, stop=self._syntax.closing[:1])
+            taken = self._text.take(len(ahead) if end is None else end)
+            if taken and is_told:
+                self._tell(ToolCallDelta(self._num_calls - 1, arguments=taken))
+            if end is not None:
+                return
+            if not ahead:
+                yield
 
     def _tell(self, delta: ToolCallDelta) -> None:
-        if delta.index and not self._parallel:
-            return
-        last = self._calls[-1] if self._calls else None
-        if last is not None and last.index == delta.index:
-            self._calls[-1] = replace(last, arguments=last.arguments + delta.arguments)
-        else:
+        if self._parallel or delta.index == 0:
             self._calls.append(delta)
-
-    def _read_arguments(self, ended: bool) -> bool:
-        end = self._nesting.end_in(self._buffer, stop=self._syntax.closing[:1])
-        self._tell_arguments(self._buffer[:end])
-        self._buffer = "" if end is None else self._buffer[end:]
-        if end is None:
-            return False
-        self._place = self._read_rest if self._is_wrapped else self._read_after
-        return True
-
-    # Behind the arguments
-
-    def _read_rest(self, ended: bool) -> bool:
-        """To the end of the object that they are in; other keys say nothing that is told."""
-        begun = self._buffer.lstrip()
-        if not begun:
-            return False
-        if begun.startswith(("}", ",")):
-            self._buffer = begun
-            self._nesting, self._skipped = _Nesting(depth=1), ""
-            self._place = self._skip_rest
-        else:
-            self._place = self._read_after
-        return True
-
-    def _skip_rest(self, ended: bool) -> bool:
-        end = self._nesting.end_in(self._buffer, stop=self._syntax.closing[:1])
-        self._skipped += self._buffer[:end]
-        self._buffer = "" if end is None else self._buffer[end:]
-        if end is not None:
-            self._place = self._read_after
-        elif ended:
-            self._say(self._skipped)
-        return end is not None
-
-    def _read_after(self, ended: bool) -> bool:
-        """To the mark that closes a call, or to the next one."""
-        begun = self._buffer.lstrip()
-        if self._is_listed:
-            return self._read_in_list(begun)
-        if self._syntax.is_bare:
-            return self._read_behind_bare(ended)
-        closing = self._syntax.closing
-        if closing.startswith(begun) and begun != closing and not ended:
-            return False
-        self._buffer = begun.removeprefix(closing) if closing else self._buffer
-        self._place = self._read_text
-        return True
-
-    def _read_in_list(self, begun: str) -> bool:
-        if not begun:
-            return False
-        if begun.startswith(","):
-            self._opened, self._buffer = ",", begun[1:]
-            self._begin_object()
-        else:
-            self._is_listed = False
-            self._buffer = begun.removeprefix("]")
-            self._place = self._read_text
-        return True
-
-    def _read_behind_bare(self, ended: bool) -> bool:
-        if between := _NEXT_BARE.match(self._buffer):
-            self._open(between.end(), is_marked=False)
-            return True
-        if _MAYBE_NEXT_BARE.fullmatch(self._buffer) and not ended:
-            return False
-        self._place = self._read_text
-        return True
 
 
 class _Nesting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -67,3 +68,24 @@ def test_calls_come_after_the_reasoning_and_none_is_inside() -> None:
         reader = ReasoningReader(THINK, ToolReader(TOOL_SYNTAX[ToolFormat.HERMES], {"f"}))
         answer = Answer() + reader.feed(text) + reader.finish()
         assert (answer.content, len(answer.tool_calls), reader.has_tool_calls) == ("", num_calls, bool(num_calls))
+
+
+@pytest.mark.parametrize(
+    ("begun", "token"),
+    [
+        ("", "\n"),
+        ("<think>", "\n"),
+        ("<think>a", "\n"),
+        ("<think>a</think>", "\n"),
+        ("<think>", "word "),
+        ("", "<think>"),
+    ],
+)
+def test_what_a_token_costs_does_not_grow_with_the_answer(begun: str, token: str) -> None:
+    for pieces in ([token] * 30_000, [token * 30_000]):
+        reader = ReasoningReader(THINK, PlainReader())
+        started = time.process_time()
+        for piece in (begun, *pieces):
+            reader.feed(piece)
+        reader.finish()
+        assert time.process_time() - started < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from itertools import count, pairwise
 
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.answer import Answer, AnswerDelta
+from gateway.marks import STRIDE
 from gateway.tool_reader import ToolReader, new_call_id
 from model_registry.tool_formats import TOOL_SYNTAX, ToolFormat
 
 NAMES = frozenset(("weather", "time"))
 HERMES, LLAMA = ToolFormat.HERMES, ToolFormat.LLAMA
 MISTRAL, MISTRAL_ARGS, GRANITE = ToolFormat.MISTRAL, ToolFormat.MISTRAL_ARGS, ToolFormat.GRANITE
+FORMATS = (HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, GRANITE)
 
 
 def numbered() -> Callable[[], str]:
@@ -135,6 +138,54 @@ def test_a_call_that_is_cut_is_told_as_far_as_it_came() -> None:
     assert told(HERMES, '<tool_call>{"name": "time", "arguments": {"zone": "Eu') == ("", [("time", '{"zone": "Eu')])
 
 
+@pytest.mark.parametrize(
+    ("format_", "text"),
+    [
+        (HERMES, hermes("time", "{}").removesuffix("_call>")),
+        (HERMES, hermes("time", "{}") + "\n<tool_c"),
+        (HERMES, hermes("time", "{}") + '\n<tool_call>\n{"na'),
+        (HERMES, '<tool_call>{"name": "time", "arguments": {}, "id": "a'),
+        (LLAMA, '{"name": "time", "parameters": {}}; '),
+        (LLAMA, '{"name": "time", "parameters": {}}; {"na'),
+        (MISTRAL, '[TOOL_CALLS][{"name": "time", "arguments": {}}, '),
+        (MISTRAL, '[TOOL_CALLS][{"name": "time", "arguments": {}}, {"na'),
+        (MISTRAL_ARGS, "[TOOL_CALLS]time[ARGS]{}[TOOL_CALLS]weather[AR"),
+        (GRANITE, '<|tool_call|>[{"name": "time", "arguments": {}}, {"na'),
+    ],
+)
+def test_of_an_answer_that_is_cut_behind_a_call_no_mark_nor_separator_is_content(
+    format_: ToolFormat, text: str
+) -> None:
+    assert told(format_, text) == ("", [("time", "{}")])
+
+
+def test_what_is_between_a_call_and_text_is_content() -> None:
+    assert told(LLAMA, '{"name": "time", "parameters": {}}; or not') == ("; or not", [("time", "{}")])
+    assert told(HERMES, '<tool_call>{"name": "time", "arguments": {}} </tool') == ("", [("time", "{}")])
+    assert told(HERMES, '<tool_call>{"name": "time", "arguments": {}}\n</tools>') == ("\n</tools>", [("time", "{}")])
+
+
+def test_a_call_that_is_never_closed_does_not_hide_the_next() -> None:
+    content, calls = told(HERMES, f'<tool_call>{{"arguments": {{"a": "b}}\n</tool_call>\n{ONE}')
+    assert content == '<tool_call>{"arguments": {"a": "b}\n</tool_call>'
+    assert calls == [("weather", '{"city": "Köln"}')]
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        ('{"name": "Ada', '"'),
+        ('{"name": ', "7"),
+        ('{"name": ', "["),
+        ('{"name": "' + "a" * 256, "a"),
+        ('{"id": 7, "name": "Ada', '"'),
+        ('{"type": "person", "age"', ":"),
+    ],
+)
+def test_an_answer_in_json_is_told_as_soon_as_it_can_be_no_call(begun: str, more: str) -> None:
+    assert [delta.content for delta in deltas_of(LLAMA, begun, more, "...")] == ["", begun + more, "...", ""]
+
+
 def test_the_name_is_told_at_once_and_the_arguments_as_they_come() -> None:
     pieces = ['<tool_call>\n{"name": "time", ', '"arguments": {', '"zone": ', '"CET"', "}}", "\n</tool_call>"]
     deltas = [delta.tool_calls for delta in deltas_of(HERMES, *pieces)]
@@ -162,7 +213,7 @@ def test_ids_are_openais_and_all_different() -> None:
 FRAGMENTS = st.sampled_from((
     "<tool_call>", "</tool_call>", "<tool", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|tool_call|>", "[", "]",
     '{"name": "time", "arguments": ', '{"name": "weather", "parameters": ', '{"a": "x', '"}', "}", "{}", "{", ", ", ";",
-    '"id": "1"', "\n", " ", "time", "\\", '"', "é", "{}}",
+    '"id": "1"', "\n", " ", "time", "\\", '"', "é", "{}}", '{"id": 1, ', '{"name": "Ada", ', '"name": "time"', " " * 70,
 ))  # fmt: skip
 TEXTS = st.one_of(
     st.lists(FRAGMENTS, max_size=12).map("".join),
@@ -187,12 +238,50 @@ def test_a_text_without_calls_comes_out_as_it_is(format_: ToolFormat, text: str)
     assert answer.tool_calls or answer.content == text
 
 
+@pytest.mark.parametrize("num_chars", range(STRIDE - 15, STRIDE + 2))
+@pytest.mark.parametrize("ending", ['", "name": "time"}', '"} <tool_call>{"name": "time", "arguments": {}}'])
+def test_where_it_is_looked_at_in_parts_a_long_text_gives_the_same_answer(num_chars: int, ending: str) -> None:
+    text = '<tool_call>{"id": "'.ljust(num_chars, "x") + ending
+    assert answer_of(HERMES, text) == answer_of(HERMES, *text)
+    assert len(answer_of(HERMES, text).tool_calls) == 1
+
+
+def begun_call(format_: ToolFormat) -> str:
+    syntax = TOOL_SYNTAX[format_]
+    return f'{syntax.opening}{{"name": "time", "{syntax.arguments_key}": {{'
+
+
+NUM_TOKENS = 10_000
+TEDIOUS = [
+    *((format_, begun, "\n") for format_ in (HERMES, LLAMA, MISTRAL) for begun in ("", "MARK", "MARK{", "CALL}}")),
+    *((format_, "", "MARK") for format_ in FORMATS),
+    *((format_, begun, "word ") for format_ in FORMATS for begun in ("", 'MARK{"arguments": {"a": "', 'CALL"')),
+    (HERMES, "", 'MARK{"name": '),
+    (HERMES, "CALL}, ", "1, "),
+    (LLAMA, '{"arguments": "', "word "),
+    (MISTRAL, "MARK[", '{"arguments": {}, "name": "time"}, '),
+]
+
+
+@pytest.mark.parametrize(("format_", "begun", "token"), TEDIOUS)
+def test_what_a_token_costs_does_not_grow_with_the_answer(format_: ToolFormat, begun: str, token: str) -> None:
+    mark, call = TOOL_SYNTAX[format_].opening, begun_call(format_)
+    begun, token = (text.replace("MARK", mark).replace("CALL", call) for text in (begun, token))
+    for pieces in ([token] * NUM_TOKENS, [token * NUM_TOKENS]):
+        reader = ToolReader(TOOL_SYNTAX[format_], NAMES)
+        started = time.process_time()
+        for piece in (begun, *pieces):
+            reader.feed(piece)
+        reader.finish()
+        assert time.process_time() - started < 0.3
+
+
 ARGUMENTS = st.dictionaries(
     st.text(), st.recursive(st.text() | st.integers() | st.none() | st.booleans(), st.lists, max_leaves=5), max_size=4
 )
 
 
-@given(st.sampled_from((HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, GRANITE)), st.lists(ARGUMENTS, min_size=1, max_size=3))
+@given(st.sampled_from(FORMATS), st.lists(ARGUMENTS, min_size=1, max_size=3))
 def test_whatever_the_arguments_are_they_come_out_as_they_are(format_: ToolFormat, given: list[object]) -> None:
     syntax = TOOL_SYNTAX[format_]
     texts = [json.dumps(one, ensure_ascii=False) for one in given]
