@@ -16,7 +16,16 @@ import numpy as np
 import openai
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from model_registry.contract import (
     NOTHING,
@@ -36,11 +45,15 @@ from tests.support.live_system import System, run_system
 from tests.support.scripted_pool import MODEL as SCRIPTED
 from tests.support.scripted_pool import ScriptedWorker
 from tests.support.tiny_bert import write_tiny_bert
+from workers.engine.embeddings import Passage
 from workers.engine.engine import Engine
-from workers.errors import UnsupportedModelError
+from workers.errors import LoadError, UnsupportedModelError
 from workers.initializers import build_engine, initializer_for
+from workers.initializers.base import LoadedModel
 from workers.initializers.encoder import only_embeds
 from workers.runners import llama_embedding
+from workers.runners.embedding import DecoderEmbedder, EncoderEmbedder
+from workers.runners.pooling import Pooling, VectorShape
 from workers.sources import default_cache_dir
 from workers.sources.gguf_source import fetch_gguf_file
 
@@ -190,8 +203,12 @@ def reference(folder: Path, texts: Sequence[str], pooling: str, *, normalize: bo
     return np.stack(vectors)
 
 
+def loaded_of(entry: RegistryEntry) -> LoadedModel:
+    return initializer_for(entry).load(entry, lambda _line: None)
+
+
 def engine_of(entry: RegistryEntry) -> Engine:
-    return build_engine(entry, initializer_for(entry).load(entry, lambda _line: None))
+    return build_engine(entry, loaded_of(entry))
 
 
 def embedded(engine: Engine, texts: Sequence[str]) -> Vectors:
@@ -349,21 +366,93 @@ def test_a_model_that_says_how_it_is_pooled_is_pooled_so(bert: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("config", "is_so"),
+    ("model_type", "config", "is_so"),
     [
-        ({"architectures": ["BertModel"]}, True),
-        ({"architectures": ["RobertaForMaskedLM"]}, True),
-        ({"architectures": ["MistralModel"]}, True),
-        ({"architectures": ["LlamaForCausalLM"]}, False),
-        ({"architectures": ["GPT2LMHeadModel"]}, False),
-        ({"architectures": ["Gemma3ForConditionalGeneration"]}, False),
-        ({"architectures": ["T5EncoderModel"], "is_encoder_decoder": True}, False),
-        ({"architectures": ["ChatGLMModel"], "auto_map": {"AutoModelForCausalLM": "x.Y"}}, False),
-        ({"architectures": None}, False),
+        ("bert", {"architectures": ["BertModel"]}, True),
+        ("roberta", {"architectures": ["RobertaForMaskedLM"]}, True),
+        ("mistral", {"architectures": ["MistralModel"]}, True),
+        ("funnel", {"architectures": ["FunnelBaseModel"]}, True),
+        ("bert-generation", {"architectures": ["BertGenerationEncoder"]}, True),
+        ("llama", {"architectures": ["LlamaForCausalLM"]}, False),
+        ("gpt2", {"architectures": ["GPT2LMHeadModel"]}, False),
+        ("openai-gpt", {"architectures": ["OpenAIGPTDoubleHeadsModel"]}, False),
+        ("xlm", {"architectures": ["XLMWithLMHeadModel"]}, False),
+        ("bert", {"architectures": ["BertForSequenceClassification"]}, False),
+        ("llama4", {"architectures": ["Llama4ForConditionalGeneration"]}, False),
+        ("t5", {"architectures": ["T5EncoderModel"], "is_encoder_decoder": True}, False),
+        ("bert", {"architectures": None}, False),
+        ("bert", {"architectures": ["NewModel"], "auto_map": {"AutoModel": "modeling.NewModel"}}, True),
+        ("bert", {"architectures": ["NewForMaskedLM"], "auto_map": {"AutoModelForMaskedLM": "x.NewForMaskedLM"}}, True),
+        ("bert", {"architectures": ["GLMModel"], "auto_map": {"AutoModelForCausalLM": "x.GLMForCausalLM"}}, False),
+        (
+            "bert",
+            {"architectures": ["Own"], "auto_map": {"AutoModel": "x.Own", "AutoModelForCausalLM": "x.Own"}},
+            False,
+        ),
     ],
 )
-def test_a_model_without_a_head_is_known_by_its_config(config: dict[str, Any], is_so: bool) -> None:
-    assert only_embeds(PretrainedConfig(**config)) == is_so
+def test_a_model_without_a_head_is_known_by_its_config(model_type: str, config: dict[str, Any], is_so: bool) -> None:
+    assert only_embeds(AutoConfig.for_model(model_type, **config)) == is_so
+
+
+def test_a_model_that_embeds_no_text_is_refused(bert: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bert, tmp_path / "model"))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=sizes | {"vocab_size": 40}, vision_config=sizes | {"image_size": 4, "patch_size": 2}
+    )
+    CLIPModel(config).save_pretrained(copy)
+    with pytest.raises(LoadError, match="CLIPModel makes no embeddings of text"):
+        engine_of(entry_of(copy, {}, **ENCODERS["SingleDevice"]))
+
+
+def test_an_encoder_pads_no_text_to_twice_its_length_and_counts_what_it_computes(bert: Path) -> None:
+    model: Any = AutoModel.from_pretrained(bert, dtype=torch.float32, add_pooling_layer=False).eval()
+    embedder = EncoderEmbedder(model, VectorShape(Pooling.MEAN, normalizes=False, can_be_cut=False))
+    lengths = [60, 2, 33, 2, 1, 7, 3, 31, *[2] * 40]
+    passages = [Passage(tuple(range(5, 5 + length % 40)) + (4,) * (length - length % 40), 32) for length in lengths]
+    alone = [embedder.embed([passage]) for passage in passages]
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(
+        lambda _model, _args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    together = embedder.embed(passages)
+    num_computed = sum(rows * columns for rows, columns in shapes)
+    assert num_computed == embedder.num_computed(lengths) < 2 * sum(lengths)
+    for vector, (expected,) in zip(together, alone, strict=True):
+        assert np.frombuffer(vector, "<f4") == pytest.approx(np.frombuffer(expected, "<f4"), abs=TOLERANCE)
+
+
+def write_tiny_opt(tiny_llama: Path, folder: Path) -> Path:
+    """A decoder whose hidden states come out narrower than they are inside."""
+    copy = Path(shutil.copytree(tiny_llama, folder))
+    vocab_size = AutoConfig.from_pretrained(tiny_llama).vocab_size
+    config = OPTConfig(
+        vocab_size=vocab_size, hidden_size=32, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=256, do_layer_norm_before=False,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(copy)
+    return copy
+
+
+def test_a_vector_is_as_large_as_what_comes_out(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = write_tiny_opt(tiny_llama, tmp_path / "opt")
+    loaded = loaded_of(entry_of(folder, {}, **INITIALIZERS["SingleDevice"]))
+    assert loaded.embedder is not None
+    assert loaded.embedder.num_dimensions == 16
+    assert len(loaded.embedder.embed([Passage((3, 4), 16)])[0]) == 4 * 16
+
+
+def test_a_model_whose_first_embedding_fails_generates_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(DecoderEmbedder, "_states", fail)
+    loaded = loaded_of(entry_of(folder, {}, **INITIALIZERS["SingleDevice"]))
+    assert loaded.embedder is None
+    assert "makes no embeddings: the first failed (TypeError: unexpected keyword argument)" in loaded.note
 
 
 def test_compiling_an_encoder_is_refused_by_name(bert: Path) -> None:

@@ -134,6 +134,9 @@ class EchoEmbedder:
         self._normalizes = normalizes
         self._step_time_s = step_time_s
 
+    def num_computed(self, lengths: Ids[int]) -> int:
+        return sum(lengths)
+
     def embed(self, passages: Ids[Passage]) -> list[bytes]:
         if self._step_time_s:
             time.sleep(self._step_time_s)

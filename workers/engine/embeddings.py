@@ -1,17 +1,20 @@
 """Embeddings: one vector of a prompt, several prompts at a time, between two steps of the generations.
 
-The queue takes requests in order; each time it runs it makes one batch of at most so many tokens, so that generations
-wait no longer than for one step of their own. One prompt that is longer is a batch by itself. A batch that fails is run
-prompt by prompt, and only the one that fails alone ends. The model is behind an `Embedder`; no torch here.
+The queue takes requests in order; each time it runs it makes one batch for which at most so many tokens are computed,
+padding included, so that generations wait no longer than for one step of their own. One prompt that is longer is a
+batch by itself. A batch that fails is run prompt by prompt, and only the one that fails alone ends. The model is behind
+an `Embedder`; no torch here.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 from model_registry.contract import (
     Fault,
@@ -25,6 +28,8 @@ from model_registry.contract import (
 from workers.errors import DeviceLostError
 
 logger = logging.getLogger(__name__)
+
+NO_FAULT_DETAILS: Final = "the model failed on this request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,9 @@ class Embedder(Protocol):
     @property
     def can_be_cut(self) -> bool:
         """Whether the leading numbers of a vector are a vector too."""
+
+    def num_computed(self, lengths: Sequence[int]) -> int:
+        """Tokens that `embed` computes for passages of such lengths, padding included; never fewer for more of them."""
 
     def embed(self, passages: Sequence[Passage]) -> list[bytes]:
         """The vector of each, in float32, little-endian."""
@@ -113,33 +121,32 @@ class EmbeddingQueue:
 
     def run_batch(self, max_tokens: int) -> list[SequenceOutput]:
         """The outputs of the next batch; empty only when nothing waits."""
-        batch = self._take(max_tokens)
-        return self._run(batch) if batch else []
+        if not self._waiting:
+            return []
+        assert self._embedder is not None  # noqa: S101  nothing is prepared without
+        return self._run(self._take(max_tokens, self._embedder), self._embedder)
 
-    def _take(self, max_tokens: int) -> list[PreparedEmbedding]:
-        batch: list[PreparedEmbedding] = []
-        num_tokens = 0
-        for prepared in self._waiting.values():
-            num_tokens += prepared.num_tokens
-            if batch and num_tokens > max_tokens:
-                break
-            batch.append(prepared)
+    def _take(self, max_tokens: int, embedder: Embedder) -> list[PreparedEmbedding]:
+        candidates = list(islice(self._waiting.values(), max_tokens))  # none has less than one token
+        lengths = [prepared.num_tokens for prepared in candidates]
+        sizes = range(1, len(candidates) + 1)
+        num_fitting = bisect_right(sizes, max_tokens, key=lambda size: embedder.num_computed(lengths[:size]))
+        batch = candidates[: max(1, num_fitting)]
         for prepared in batch:
             del self._waiting[prepared.request_id]
         return batch
 
-    def _run(self, batch: list[PreparedEmbedding]) -> list[SequenceOutput]:
+    def _run(self, batch: list[PreparedEmbedding], embedder: Embedder) -> list[SequenceOutput]:
         """Raises `DeviceLostError`, which ends the engine."""
-        assert self._embedder is not None  # noqa: S101  nothing is prepared without
         try:
-            vectors = self._embedder.embed([prepared.passage for prepared in batch])
+            vectors = embedder.embed([prepared.passage for prepared in batch])
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001  whatever a model raises must end one request at most
             if len(batch) == 1:
                 return [_failed(batch[0], error)]
             logger.warning("a batch of %d embeddings failed, running them one by one: %s", len(batch), error)
-            return [output for prepared in batch for output in self._run([prepared])]
+            return [output for prepared in batch for output in self._run([prepared], embedder)]
         self.num_tokens_done += sum(prepared.num_tokens for prepared in batch)
         return [_finished(prepared, vector) for prepared, vector in zip(batch, vectors, strict=True)]
 
@@ -155,5 +162,5 @@ def _finished(prepared: PreparedEmbedding, vector: bytes) -> SequenceOutput:
 
 def _failed(prepared: PreparedEmbedding, error: Exception) -> SequenceOutput:
     logger.error("request %s failed in the model", prepared.request_id, exc_info=error)
-    fault = Fault(kind=FaultKind.ENGINE_FAULT, message="the model failed on this request")
+    fault = Fault(kind=FaultKind.ENGINE_FAULT, message=NO_FAULT_DETAILS)
     return SequenceOutput(request_id=prepared.request_id, fault=fault)

@@ -33,7 +33,7 @@ from model_registry.contract import (
     WorkerStatus,
 )
 from workers.engine.constraint import ConstraintCompiler
-from workers.engine.embeddings import Embedder, EmbeddingQueue, Passage, PreparedEmbedding
+from workers.engine.embeddings import NO_FAULT_DETAILS, Embedder, EmbeddingQueue, Passage, PreparedEmbedding
 from workers.engine.kv_cache import KVCache
 from workers.engine.raw_logprobs import RawLogprobs
 from workers.engine.runner import KVOperation, LogitsRows, ModelRunner, StepPlan
@@ -46,8 +46,6 @@ from workers.engine.tokenizer import Tokenizer
 from workers.errors import DeviceLostError, LoadError, first_line
 
 logger = logging.getLogger(__name__)
-
-NO_FAULT_DETAILS = "the model failed on this request"
 
 NewKVCache = Callable[[], KVCache]
 """Makes sure that the runner has KV memory of a certain size, and makes the books of it, with nothing in them."""

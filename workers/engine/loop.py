@@ -23,8 +23,8 @@ from model_registry.contract import (
     SequenceOutput,
     WorkerStatus,
 )
-from workers.engine.embeddings import PreparedEmbedding
-from workers.engine.engine import NO_FAULT_DETAILS, Engine, EngineLimits, EngineSizes
+from workers.engine.embeddings import NO_FAULT_DETAILS, PreparedEmbedding
+from workers.engine.engine import Engine, EngineLimits, EngineSizes
 from workers.engine.sequence import Sequence
 from workers.errors import LoadError
 

@@ -150,13 +150,12 @@ def build_loaded_model(
     )
     progress("warming up")
     check_against_own_attention(model, runner, expected)
-    note = ""
+    compile_note = ""
     if settings.torch_compile is not None:
-        note = _compile(model, layers[0].device, runner, settings.torch_compile, generation, progress)
+        compile_note = _compile(model, layers[0].device, runner, settings.torch_compile, generation, progress)
         check_against_own_attention(model, runner, expected)
-
-    has_decoder = model.base_model is not model
-    embedder = DecoderEmbedder(model, layers[0].device, shape) if shape is not None and has_decoder else None
+    embedder, embedder_note = _embedder(model, layers[0].device, shape)
+    note = "; ".join(part for part in (compile_note, embedder_note) if part)
 
     def with_sizes(generation: Generation) -> LoadedModel:
         sizes = _size_kv_cache(model, layers, generation, agree_on_blocks, num_held=runner.num_kv_blocks * BLOCK_SIZE)
@@ -227,6 +226,20 @@ def _compile(
         return f"runs eagerly: torch_compile failed ({type(cause).__name__}: {first_line(cause)})"
     logger.info("torch_compile: warmed up in %.1f s", time.monotonic() - started_at)
     return ""
+
+
+def _embedder(model: Any, device: torch.device, shape: VectorShape | None) -> tuple[DecoderEmbedder | None, str]:
+    """If one is wanted and can be had, an embedder; else why it cannot, or nothing."""
+    if shape is None or model.base_model is model:
+        return None, ""
+    try:
+        return DecoderEmbedder(model, device, shape), ""
+    except DeviceLostError:
+        raise
+    except Exception as error:
+        # An edge: what is under a head may want other arguments, and a model that only generates serves too.
+        logger.warning("embeddings: none are made, because the first failed", exc_info=error)
+        return None, f"makes no embeddings: the first failed ({type(error).__name__}: {first_line(error)})"
 
 
 def loaded_from(folder: Path, load: Callable[[], Any]) -> Any:

@@ -41,6 +41,9 @@ class LlamaCppEmbedder:
         self.num_dimensions: int = model.embedding_size
         self.can_be_cut = shape.can_be_cut
 
+    def num_computed(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)  # llama.cpp packs its batches
+
     def embed(self, passages: Sequence[Passage]) -> list[bytes]:
         groups = (passages[start : start + NUM_SLOTS] for start in range(0, len(passages), NUM_SLOTS))
         return [vector for group in groups for vector in self._embed(group)]

@@ -43,6 +43,13 @@ class WatchedEmbedder(EchoEmbedder):
         return super().embed(passages)
 
 
+class PaddingEmbedder(WatchedEmbedder):
+    """Pads all prompts of a batch to the longest."""
+
+    def num_computed(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * max(lengths)
+
+
 def make_engine(embedder: Embedder | None, *, max_input_tokens: int | None = None, generates: bool = True) -> Engine:
     limits = EngineLimits(max_model_len=64, max_batch_size=4, max_batch_tokens=16, max_input_tokens=max_input_tokens)
     sizes = EngineSizes(lambda: PagedKVCache(64, BLOCK_SIZE), limits)
@@ -99,6 +106,15 @@ def test_a_batch_has_as_many_tokens_as_a_step_or_one_prompt_that_has_more() -> N
     assert engine.status().num_waiting == 5
     drain(engine)
     assert embedder.batches == [2, 1, 1, 1]
+
+
+def test_padding_counts_as_what_is_computed() -> None:
+    embedder = PaddingEmbedder()
+    engine = make_engine(embedder)
+    for content in ("a" * 7, "b", "c", "d" * 3, "e" * 3, "f" * 40, "g", "h"):
+        submit(engine, content)
+    drain(engine)
+    assert embedder.batches == [2, 3, 1, 2]  # 8 + 8, 4 + 4 + 4, 41, 2 + 2 tokens of at most 16
 
 
 def test_generations_lose_one_batch_per_step_and_no_more() -> None:
