@@ -26,7 +26,8 @@ from gateway.protocol.response_items import InputItem, ItemReference, KeptItem
 from gateway.protocol.response_objects import Response
 from gateway.protocol.responses import encode
 from gateway.response_ids import response_of
-from gateway.response_store import ConversationTooLongError, KeptResponse, ResponseStore, ResponseStoreError
+from gateway.response_store import ConversationTooLongError, KeptResponse, ResponseStore
+from gateway.store_file import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class KeptResponses:
         self._max_conversation_bytes = max_conversation_bytes
 
     async def open(self) -> None:
-        """Raises `ResponseStoreError`."""
+        """Raises `StoreError`."""
         if self._store is not None:
             await self._store.open()
 
@@ -84,7 +85,7 @@ class KeptResponses:
         )
         try:
             is_kept = await self._store.put(kept)
-        except ResponseStoreError as error:
+        except StoreError as error:
             logger.error("response %s is not kept: %s", response.id, error)  # noqa: TRY400  its traceback tells no more
             is_kept = False
         return response if is_kept else msgspec.structs.replace(response, store=False)
@@ -167,6 +168,6 @@ def _faults_told() -> Iterator[None]:
     """A store that fails is our fault, whose details go into the log."""
     try:
         yield
-    except ResponseStoreError as error:
+    except StoreError as error:
         logger.error("kept responses cannot be reached: %s", error)  # noqa: TRY400  its traceback tells no more
         raise ServerError from error

@@ -2,36 +2,28 @@
 
 Several gateway processes of one machine may share the file. A response is kept for a time since it was made or last
 gone on with; where there is too much, those that were used longest ago go first. Everything runs in one thread of the
-store's own, and with a deadline. The file holds prompts and answers as they are: only its owner may read it, and what
-is deleted is overwritten. Knows neither HTTP nor what is in a response.
+store's own, and with a deadline. The file holds prompts and answers as they are (`store_file` says who may read it).
+Knows neither HTTP nor what is in a response.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
-TIMEOUT_S: Final = 5.0
-"""How long a request waits for the store."""
-_BUSY_S: Final = 4.0
-"""Of it, how long for another process that writes."""
-_RETRY_S: Final = 0.05
+from gateway.store_file import StoreFile
+
 _MAX_REMOVALS: Final = 100
 """Per response that comes, so that a bound that was lowered costs no request much."""
 _VERSION: Final = 1
-"""Of the tables; kept in the file."""
-_FILE_MODE: Final = 0o600
+"""Of the tables."""
 
 _TABLES: Final = """
-BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY,
     previous_id TEXT,
@@ -47,10 +39,7 @@ CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON responses
     BEGIN UPDATE size SET num_bytes = num_bytes + new.num_bytes; END;
 CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON responses
     BEGIN UPDATE size SET num_bytes = num_bytes - old.num_bytes; END;
-PRAGMA user_version = 1;
-COMMIT;
 """
-"""The last but one line is `_VERSION`."""
 _CHAIN: Final = """
 WITH RECURSIVE chain (id, previous_id, num_bytes, distance) AS (
     SELECT id, previous_id, num_bytes, 0 FROM responses WHERE id = :id AND used_at >= :oldest
@@ -61,12 +50,6 @@ WITH RECURSIVE chain (id, previous_id, num_bytes, distance) AS (
 SELECT id, previous_id, num_bytes FROM chain ORDER BY distance DESC
 """
 """A response after all that came before it. None comes before itself: an id is made after those it can refer to."""
-
-T = TypeVar("T")
-
-
-class ResponseStoreError(Exception):
-    """The store cannot be used; says which file and why."""
 
 
 class ConversationTooLongError(Exception):
@@ -91,36 +74,31 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseStore:
-    """One file. Everything but the constructor may raise `ResponseStoreError`; nothing works before `open`."""
+    """One file. Everything but the constructor may raise `StoreError`; nothing works before `open`."""
 
     def __init__(self, path: Path, *, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.time) -> None:
         """`clock` is the same in all processes that share the file."""
-        self._path = path
+        self._file = StoreFile(path, _TABLES, version=_VERSION, name="response-store")
         self._max_bytes = max_bytes
         self._keep_s = keep_s
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
-        self._opened: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        await self._run(self._open)
+        await self._file.open()
 
     async def close(self) -> None:
-        try:
-            await self._run(self._close)
-        finally:
-            self._thread.shutdown(wait=False)
+        await self._file.close()
 
     async def put(self, response: KeptResponse) -> bool:
         """Whether it is kept: one that is larger than the whole store may be is not."""
-        return await self._run(lambda: self._put(response))
+        return await self._file.run(lambda: self._put(response))
 
     async def get(self, response_id: str) -> KeptResponse | None:
-        return await self._run(lambda: self._get(response_id))
+        return await self._file.run(lambda: self._get(response_id))
 
     async def delete(self, response_id: str) -> bool:
         """Whether it was there."""
-        return await self._run(lambda: self._delete(response_id))
+        return await self._file.run(lambda: self._delete(response_id))
 
     async def conversation(
         self, response_id: str, *, max_bytes: int | None = None, renew: bool = False
@@ -129,48 +107,16 @@ class ResponseStore:
 
         `renew`: they are kept as long again from now. Raises `ConversationTooLongError`.
         """
-        return await self._run(lambda: self._conversation(response_id, max_bytes, renew=renew))
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except TimeoutError:
-            raise ResponseStoreError(f"{self._path} did not answer within {TIMEOUT_S:g} s") from None
-        except (sqlite3.Error, OSError) as error:
-            raise ResponseStoreError(f"{self._path}: {error}") from error
+        return await self._file.run(lambda: self._conversation(response_id, max_bytes, renew=renew))
 
     # In the store's own thread
-
-    @property
-    def _database(self) -> sqlite3.Connection:
-        if self._opened is None:
-            raise sqlite3.ProgrammingError("it is not open")
-        return self._opened
 
     @property
     def _oldest(self) -> float:
         return self._clock() - self._keep_s
 
-    def _open(self) -> None:
-        # The files that SQLite puts beside this one get its mode.
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, _FILE_MODE))
-        self._path.chmod(_FILE_MODE)
-        database = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
-        try:
-            _prepare(database)
-        except BaseException:
-            database.close()
-            raise
-        self._opened = database
-
-    def _close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-
     def _put(self, response: KeptResponse) -> bool:
-        with self._database as database:
+        with self._file.database as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("DELETE FROM responses WHERE used_at < ?", (self._oldest,))
             if response.num_bytes > self._max_bytes:
@@ -192,20 +138,20 @@ class ResponseStore:
             database.execute("DELETE FROM responses WHERE id = (SELECT id FROM responses ORDER BY used_at LIMIT 1)")
 
     def _get(self, response_id: str) -> KeptResponse | None:
-        row = self._database.execute(
+        row = self._file.database.execute(
             "SELECT id, previous_id, body, input_items FROM responses WHERE id = ? AND used_at >= ?",
             (response_id, self._oldest),
         ).fetchone()
         return None if row is None else _kept(row)
 
     def _delete(self, response_id: str) -> bool:
-        deleted = self._database.execute(
+        deleted = self._file.database.execute(
             "DELETE FROM responses WHERE id = ? AND used_at >= ?", (response_id, self._oldest)
         )
         return deleted.rowcount > 0
 
     def _conversation(self, response_id: str, max_bytes: int | None, *, renew: bool) -> Sequence[KeptResponse]:
-        with self._database as database:
+        with self._file.database as database:
             database.execute("BEGIN IMMEDIATE" if renew else "BEGIN")
             chain = database.execute(_CHAIN, {"id": response_id, "oldest": self._oldest}).fetchall()
             if not chain or chain[0][1] is not None:
@@ -218,32 +164,6 @@ class ResponseStore:
                 database.executemany("UPDATE responses SET used_at = ? WHERE id = ?", renewed)
             select = "SELECT id, previous_id, body, input_items FROM responses WHERE id = ?"
             return [_kept(database.execute(select, (one,)).fetchone()) for one, _, _ in chain]
-
-
-def _prepare(database: sqlite3.Connection) -> None:
-    """Raises `sqlite3.Error`."""
-    _write_ahead(database)
-    database.execute("PRAGMA synchronous = NORMAL")
-    database.execute("PRAGMA secure_delete = ON")
-    [version] = database.execute("PRAGMA user_version").fetchone()
-    if version not in (0, _VERSION):
-        raise sqlite3.DatabaseError(f"its tables have version {version}, and {_VERSION} is needed; use another file")
-    database.executescript(_TABLES)
-
-
-def _write_ahead(database: sqlite3.Connection) -> None:
-    """Readers never wait for a writer. SQLite's own timeout does not cover this: processes that start together may
-    find the file locked for a moment."""
-    deadline = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_RETRY_S)
-        else:
-            return
 
 
 def _kept(row: tuple[str, str | None, bytes, bytes]) -> KeptResponse:

@@ -130,7 +130,7 @@ async def test_a_store_that_fails_costs_no_answer_and_tells_no_details(
     kept: KeptResponses, store: ResponseStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = finished("Hello.")
-    await store._run(store._close)
+    await store._file.run(store._file._close)
     assert (await kept.keep(response, [said("a secret")])).store is False
     for asked in (kept.body, kept.delete, kept.input_items, kept.items_before):
         with pytest.raises(ServerError) as caught:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway import response_store
-from gateway.response_store import ConversationTooLongError, KeptResponse, ResponseStore, ResponseStoreError
+from gateway import store_file
+from gateway.response_store import ConversationTooLongError, KeptResponse, ResponseStore
+from gateway.store_file import StoreError
 
 MAX_BYTES = 1000
 
@@ -158,7 +159,7 @@ async def test_what_is_deleted_is_not_left_in_the_file(path: Path) -> None:
 async def test_a_file_that_is_none_of_ours_is_refused_and_left_alone(path: Path) -> None:
     written(path, b"precious" * 100)
     store = ResponseStore(path, max_bytes=MAX_BYTES, keep_s=60)
-    with pytest.raises(ResponseStoreError, match=r"responses\.db: file is not a database"):
+    with pytest.raises(StoreError, match=r"responses\.db: file is not a database"):
         await store.open()
     assert content(path) == b"precious" * 100
     await store.close()
@@ -168,19 +169,19 @@ async def test_tables_of_another_version_are_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA user_version = 9")
     store = ResponseStore(path, max_bytes=MAX_BYTES, keep_s=60)
-    with pytest.raises(ResponseStoreError, match="version 9, and 1 is needed; use another file"):
+    with pytest.raises(StoreError, match="version 9, and 1 is needed; use another file"):
         await store.open()
     await store.close()
 
 
 async def test_a_store_that_hangs_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response_store, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store_file, "TIMEOUT_S", 0.05)
     async with opened(path) as store:
         await store.put(kept("a"))
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert await store.get("a") == kept("a"), "reading waits for nobody"
-            with pytest.raises(ResponseStoreError, match=r"did not answer within 0\.05 s"):
+            with pytest.raises(StoreError, match=r"did not answer within 0\.05 s"):
                 await store.put(kept("b"))
             other.execute("ROLLBACK")
         monkeypatch.undo()
