@@ -165,7 +165,12 @@ class Endpoint(ABC, Generic[RequestT]):
             received_at=http.state.received_at,
             session=http.headers.get(SESSION_HEADER) or request.session,
         )
-        return work.begin(dispatcher.submit(submission), request)
+        stream = dispatcher.submit(submission)
+        try:
+            return work.begin(stream, request)
+        except BaseException:
+            stream.close()
+            raise
 
     async def _respond(
         self, http: Request, request: RequestT, reply: ReplyInProgress, record: RequestRecord

@@ -6,10 +6,11 @@ routes say what their endpoint asks of a worker, and what the outputs make. Know
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -26,6 +27,8 @@ from gateway.protocol.responses import encode
 from gateway.settings import GatewaySettings
 from gateway.ticket import Submission
 from model_registry.contract import NOTHING, ModelView, Prompt, SequenceOutput, Task
+
+_LARGE_VECTORS_BYTES: Final = 64 * 1024
 
 RequestT = TypeVar("RequestT", bound=Body)
 
@@ -82,9 +85,9 @@ class TaskEndpoint(Generic[RequestT]):
         finally:
             stream.close()
         present = {one.model_id: one for one in dispatcher.models}
-        reply = plan.reply(outputs, present.get(model.model_id, model))
+        body = await _encoded(partial(plan.reply, outputs, present.get(model.model_id, model)), outputs)
         record.done(200)
-        return Response(encode(reply), media_type="application/json")
+        return Response(body, media_type="application/json")
 
     def _submission(self, http: Request, model: ModelView, plan: TaskPlan) -> Submission:
         return Submission(
@@ -96,6 +99,13 @@ class TaskEndpoint(Generic[RequestT]):
             trace_id=http.state.request_id,
             received_at=http.state.received_at,
         )
+
+
+async def _encoded(make: Callable[[], msgspec.Struct], outputs: Sequence[SequenceOutput]) -> bytes:
+    """The reply in JSON. Many vectors become it in a thread, so that the event loop stays responsive."""
+    if sum(len(output.embedding or b"") for output in outputs) < _LARGE_VECTORS_BYTES:
+        return encode(make())
+    return await asyncio.to_thread(lambda: encode(make()))
 
 
 async def _final_outputs(stream: OutputStream) -> list[SequenceOutput]:
