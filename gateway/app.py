@@ -26,7 +26,6 @@ from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.pool import PoolSource
 from gateway.protocol import openapi
-from gateway.response_store import ResponseStore
 from gateway.routes import (
     admin,
     chat,
@@ -41,6 +40,7 @@ from gateway.routes import (
 from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
+from gateway.start_check import response_store
 
 logger = logging.getLogger(__name__)
 
@@ -79,18 +79,10 @@ def create_app(
     )
     app.state.pool = pool
     app.state.reload = reload
-    app.state.kept_responses = KeptResponses(_response_store(settings), max_conversation_bytes=settings.max_body_bytes)
+    app.state.kept_responses = KeptResponses(response_store(settings), max_conversation_bytes=settings.max_body_bytes)
     for part in (completions, chat, responses, embeddings, tokenization, models, health, metrics, admin):
         app.include_router(part.router)
     return app
-
-
-def _response_store(settings: GatewaySettings) -> ResponseStore | None:
-    if settings.responses_store is None:
-        return None
-    return ResponseStore(
-        settings.responses_store, max_bytes=settings.responses_store_max_bytes, keep_s=settings.responses_ttl_s
-    )
 
 
 class _Application(FastAPI):
