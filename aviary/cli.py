@@ -41,7 +41,7 @@ environment:
 exit status:
   0  done, or ended by Ctrl-C or SIGTERM
   1  what was asked for failed: no model can be served, an invalid file, a cluster too small, the pool refused
-  2  wrong arguments, settings, registry, port or cluster; nothing was started
+  2  wrong arguments, settings, registry, port, store or cluster; nothing was started
   130  a command other than `serve` was interrupted by Ctrl-C before it was done
 """
 

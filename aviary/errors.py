@@ -20,7 +20,7 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """Arguments, settings, registry, port or cluster do not allow it; nothing was started."""
+    """Arguments, settings, registry, port, store or cluster do not allow it; nothing was started."""
 
     exit_code = 2
 

@@ -20,7 +20,7 @@ from aviary.settings import DeploySettings, load_gateway_settings
 from aviary.supervised import end_with, signs_of_life
 from gateway.app import create_app
 from gateway.channel import GrpcChannel
-from gateway.listener import bind, inherited
+from gateway.listener import inherited
 from gateway.pool_client import RayPoolClient
 from gateway.routes.admin import Reload
 from gateway.server import serve, serve_shared
@@ -32,7 +32,6 @@ from workers.pool.state import Applied
 
 async def serve_alone(settings: GatewaySettings, *, on_started: Callable[[str], None]) -> int:
     """Until a signal; the exit status. Raises `BindError`."""
-    bind(settings).close()
     deploy_settings = DeploySettings.load()
     async with joined(deploy_settings, ends_itself=True) as cluster:
         app = _app(settings, deploy_settings, cluster)

@@ -25,10 +25,12 @@ from aviary.settings import DeploySettings, load_gateway_settings
 from aviary.supervisor import serve_together
 from gateway.app import create_app
 from gateway.channel import GrpcChannel
-from gateway.listener import BindError, bind
+from gateway.listener import BindError
 from gateway.pool_client import RayPoolClient
 from gateway.server import serve
 from gateway.settings import GatewaySettings
+from gateway.start_check import check_start
+from gateway.store_file import StoreError
 from model_registry.schema import RegistryEntry
 from model_registry.support import unsupported_keys
 from workers.pool.client import PoolClient
@@ -68,8 +70,8 @@ async def run(arguments: argparse.Namespace) -> int:
     entries = settings.select(settings.read_registry())
     check_supported(entries)
     try:
-        bind(gateway_settings).close()
-    except BindError as error:
+        await check_start(gateway_settings)
+    except (BindError, StoreError) as error:
         raise UsageError(str(error)) from None
     with cancelled_by_signals():
         async with _cluster(settings, entries) as cluster, _deployed(settings, entries, cluster) as own:

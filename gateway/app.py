@@ -33,7 +33,6 @@ from gateway.middleware.request_id import RequestIdMiddleware
 from gateway.offline import Offline, OfflineStores
 from gateway.pool import PoolSource
 from gateway.protocol import openapi
-from gateway.response_store import ResponseStore
 from gateway.routes import (
     admin,
     batches,
@@ -51,6 +50,7 @@ from gateway.routes import (
 from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
+from gateway.start_check import response_store
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def create_app(
     )
     app.state.pool = pool
     app.state.reload = reload
-    app.state.kept_responses = KeptResponses(_response_store(settings), max_conversation_bytes=settings.max_body_bytes)
+    app.state.kept_responses = KeptResponses(response_store(settings), max_conversation_bytes=settings.max_body_bytes)
     _add_batches(app, settings)
     for part in (
         completions,
@@ -141,14 +141,6 @@ def _add_batches(app: FastAPI, settings: GatewaySettings) -> None:
     )
     app.state.offline_stores, app.state.batch_runner = stores, runner
     app.state.offline = Offline(stores, on_work=runner.wake)
-
-
-def _response_store(settings: GatewaySettings) -> ResponseStore | None:
-    if settings.responses_store is None:
-        return None
-    return ResponseStore(
-        settings.responses_store, max_bytes=settings.responses_store_max_bytes, keep_s=settings.responses_ttl_s
-    )
 
 
 class _Application(FastAPI):

@@ -1,67 +1,106 @@
 """From the items of a response's conversation to messages for a model, and to what is kept of them.
 
-A turn of an assistant is several items (reasoning, a message, calls) and one message. Pure: knows the request's items
-and the contract, neither the store nor HTTP.
+A turn of an assistant is several items (reasoning, messages, calls) and one message of a chat. Pure: knows the
+request's items and the contract, neither the store nor HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeGuard
 
-import msgspec
-from pydantic import TypeAdapter
+from pydantic import Discriminator, Tag, TypeAdapter
 
 from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.response_items import FunctionCall, FunctionCallOutput, KeptItem, Message, Reasoning
 from gateway.response_ids import input_item_id
 from model_registry.contract import ChatMessage, ToolCall
 
-_KEPT: TypeAdapter[list[KeptItem]] = TypeAdapter(list[KeptItem])
+Json = dict[str, Any]
+
+
+def _kind(item: Json) -> str:
+    """A message may leave out its type."""
+    kind: str = item.get("type", "message")
+    return kind
+
+
+_KEPT: TypeAdapter[list[KeptItem]] = TypeAdapter(
+    list[
+        Annotated[
+            Annotated[Message, Tag("message")]
+            | Annotated[FunctionCall, Tag("function_call")]
+            | Annotated[FunctionCallOutput, Tag("function_call_output")]
+            | Annotated[Reasoning, Tag("reasoning")],
+            Discriminator(_kind),
+        ]
+    ]
+)
 
 _ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
-
-Json = dict[str, Any]
 
 
 def chat_messages(instructions: str | None, items: Iterable[KeptItem]) -> tuple[ChatMessage, ...]:
     """Raises `InvalidRequestError` where the output of a call comes without the call."""
     messages = [] if instructions is None else [ChatMessage("system", instructions)]
     names: dict[str, str] = {}
+    turn = _Turn()
     for item in items:
+        if isinstance(item, FunctionCall):
+            names[item.call_id] = item.name
+        if _is_assistants(item):
+            turn.add(item)
+            continue
+        messages += turn.messages
+        turn = _Turn()
+        messages.append(_from_elsewhere(item, names))
+    return (*messages, *turn.messages)
+
+
+def _is_assistants(item: KeptItem) -> TypeGuard[FunctionCall | Reasoning | Message]:
+    return isinstance(item, FunctionCall | Reasoning) or (isinstance(item, Message) and item.role == "assistant")
+
+
+@dataclass(slots=True)
+class _Turn:
+    """An assistant's, from the items of it so far. They may come in any order: the text goes on behind a call."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    is_empty: bool = True
+
+    def add(self, item: FunctionCall | Reasoning | Message) -> None:
+        self.is_empty = False
         match item:
-            case Message(role="assistant"):
-                _add_text(messages, item.text)
             case Message():
-                messages.append(ChatMessage("system" if item.role == "developer" else item.role, item.text))
+                self.texts.append(item.text)
             case Reasoning():
-                messages.append(ChatMessage("assistant", "", reasoning=item.text))
+                self.thoughts.append(item.text)
             case FunctionCall():
-                names[item.call_id] = item.name
-                _add_call(messages, ToolCall(item.call_id, item.name, item.arguments))
-            case FunctionCallOutput():
-                name = _name_of_call(item, names)
-                messages.append(ChatMessage("tool", item.text, tool_call_id=item.call_id, name=name))
-    return tuple(messages)
+                self.calls.append(ToolCall(item.call_id, item.name, item.arguments))
+
+    @property
+    def messages(self) -> Sequence[ChatMessage]:
+        """One, or none of no items. What several items say are lines, as parts of a text are."""
+        if self.is_empty:
+            return ()
+        return (ChatMessage("assistant", _lines(self.texts), _lines(self.thoughts), tuple(self.calls)),)
 
 
-def _add_text(messages: list[ChatMessage], text: str) -> None:
-    """The text of an assistant goes with the reasoning that led to it."""
-    if messages and _is_reasoning_only(messages[-1]):
-        messages[-1] = msgspec.structs.replace(messages[-1], content=text)
-    else:
-        messages.append(ChatMessage("assistant", text))
+def _lines(texts: Iterable[str]) -> str:
+    return "\n".join(filter(None, texts))
 
 
-def _is_reasoning_only(message: ChatMessage) -> bool:
-    return message.role == "assistant" and not message.content and not message.tool_calls
-
-
-def _add_call(messages: list[ChatMessage], call: ToolCall) -> None:
-    """A call goes with whatever the assistant said before it."""
-    if not messages or messages[-1].role != "assistant":
-        messages.append(ChatMessage("assistant", ""))
-    messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
+def _from_elsewhere(item: KeptItem, names: dict[str, str]) -> ChatMessage:
+    """What an assistant did not say."""
+    match item:
+        case FunctionCallOutput():
+            return ChatMessage("tool", item.text, tool_call_id=item.call_id, name=_name_of_call(item, names))
+        case Message():
+            return ChatMessage("system" if item.role == "developer" else item.role, item.text)
+    raise TypeError(f"{type(item).__name__} is an assistant's")
 
 
 def _name_of_call(item: FunctionCallOutput, names: dict[str, str]) -> str:
@@ -77,19 +116,36 @@ def parse_items(kept: Sequence[Json]) -> list[KeptItem]:
     return _KEPT.validate_python(kept)
 
 
-def items_to_keep(items: Iterable[KeptItem], response_id: str) -> list[Json]:
-    """A response's input as it is kept and listed: in OpenAI's full form, each item with an id of its own."""
+def items_to_keep(items: Iterable[KeptItem]) -> list[Json]:
+    """A response's input as it is kept: what `items_in_full` needs of it, which is no larger than what was sent."""
+    return [_in_short(item) for item in items]
+
+
+def items_in_full(items: Iterable[KeptItem], response_id: str) -> list[Json]:
+    """A response's input as it is listed: in OpenAI's full form, each item with an id of its own."""
     return [_in_full(item, response_id, position) for position, item in enumerate(items)]
 
 
+def id_of_kept(item: Json, response_id: str, position: int) -> str:
+    """Of an item of a response's input, as it is kept."""
+    return input_item_id(_ID_PREFIXES[_kind(item)], response_id, position)
+
+
+def _in_short(item: KeptItem) -> Json:
+    if not isinstance(item, Message):
+        return item.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"id", "status"})
+    if isinstance(item.content, str):
+        return {"role": item.role, "content": item.content}
+    return {"role": item.role, "content": [{"type": part.type, "text": part.text} for part in item.content]}
+
+
 def _in_full(item: KeptItem, response_id: str, position: int) -> Json:
-    full = item.model_dump(mode="json", by_alias=True, exclude_none=True)
+    full = _in_short(item)
     if isinstance(item, Message):
         full |= {"type": "message", "content": [_part(one, item.role) for one in _texts(item)]}
     elif isinstance(item, Reasoning):
         full["summary"] = []
-    item_id = input_item_id(_ID_PREFIXES[full["type"]], response_id, position)
-    return full | {"id": item_id, "status": "completed"}
+    return full | {"id": id_of_kept(full, response_id, position), "status": "completed"}
 
 
 def _texts(message: Message) -> list[str]:

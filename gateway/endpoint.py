@@ -188,7 +188,12 @@ class Endpoint(ABC, Generic[RequestT]):
             session=call.session or request.session,
             is_background=call.is_background,
         )
-        return work.begin(call.dispatcher.submit(submission), request)
+        stream = call.dispatcher.submit(submission)
+        try:
+            return work.begin(stream, request)
+        except BaseException:
+            stream.close()
+            raise
 
     async def _whole(self, http: Request, call: Call, reply: ReplyInProgress, record: RequestRecord) -> Response:
         whole = await unless_gone(http, reply.whole())

@@ -70,12 +70,19 @@ class OutputWriter:
             yield from self._call(call)
 
     def finish(self, tokens: Sequence[ToldToken] = (), *, is_cut: bool) -> Iterator[Event]:
-        """The end. An answer of nothing is an empty message; of one that is cut, the last item is incomplete."""
+        """The end. An answer of nothing is an empty message; of one that is cut, what was open is incomplete."""
         if (tokens and self._message is not None) or not self._drafts:
             yield from self._say("", tokens)
-        last = self._drafts[-1]
+        cut = self._open_draft if is_cut else None
         for draft in self._drafts:
-            yield from draft.close("incomplete" if is_cut and draft is last else "completed")
+            yield from draft.close("incomplete" if draft is cut else "completed")
+
+    @property
+    def _open_draft(self) -> _Draft | None:
+        """What the next text would belong to, if one knew. Behind a call that is whole it is the message again."""
+        if not self._calls:
+            return self._drafts[-1]
+        return self._message if self._calls[-1].is_whole else self._calls[-1]
 
     def _reason(self, text: str) -> Iterator[Event]:
         if self._reasoning is None:
@@ -200,6 +207,15 @@ class _Call(_Draft):
     def grow(self, arguments: str) -> Event:
         self._pieces.append(arguments)
         return ArgumentsDelta(item_id=self.id, output_index=self.index, delta=arguments)
+
+    @property
+    def is_whole(self) -> bool:
+        """Arguments are an object, and nothing follows its last brace."""
+        try:
+            msgspec.json.decode(self.text, type=dict[str, msgspec.Raw])
+        except (msgspec.DecodeError, RecursionError):
+            return False
+        return True
 
     def _item(self, status: ItemStatus) -> FunctionCallItem:
         arguments = "" if status == "in_progress" else self.text

@@ -1,16 +1,17 @@
 """Keeps finished responses in an SQLite file: later requests go on with them, and clients read them again.
 
 Several gateway processes of one machine may share the file. A response is kept for a time since it was made or last
-gone on with; where there is too much, those that were used longest ago go first. Everything runs in one thread of the
-store's own, and with a deadline. The file holds prompts and answers as they are (`store_file` says who may read it).
+gone on with; where there is too much, those that were used longest ago go first. Everything runs in threads of the
+file's own, and with a deadline. The file holds prompts and answers as they are (`store_file` says who may read it).
 Knows neither HTTP nor what is in a response.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,9 @@ import msgspec
 from gateway.store_file import StoreFile
 
 _MAX_REMOVALS: Final = 100
-"""Per response that comes, so that a bound that was lowered costs no request much."""
+_MAX_REMOVED_BYTES: Final = 64 * 1024 * 1024
+"""Per response that comes: neither a bound that was lowered nor many that end at once cost a request much, for what is
+removed is overwritten."""
 _VERSION: Final = 1
 """Of the tables."""
 
@@ -53,7 +56,7 @@ SELECT id, previous_id, num_bytes FROM chain ORDER BY distance DESC
 
 
 class ConversationTooLongError(Exception):
-    """What came before is more than was asked for."""
+    """What is to be read is more than was asked for."""
 
     def __init__(self, num_bytes: int) -> None:
         super().__init__(f"a conversation of {num_bytes} bytes")
@@ -94,76 +97,102 @@ class ResponseStore:
         return await self._file.run(lambda: self._put(response))
 
     async def get(self, response_id: str) -> KeptResponse | None:
-        return await self._file.run(lambda: self._get(response_id))
+        return await self._file.read(lambda database: self._get(database, response_id))
+
+    async def get_all(self, response_ids: Collection[str], *, max_bytes: int) -> Sequence[KeptResponse]:
+        """Those that are kept. Raises `ConversationTooLongError`."""
+        return await self._file.read(lambda database: self._get_all(database, response_ids, max_bytes))
 
     async def delete(self, response_id: str) -> bool:
         """Whether it was there."""
         return await self._file.run(lambda: self._delete(response_id))
 
-    async def conversation(
-        self, response_id: str, *, max_bytes: int | None = None, renew: bool = False
-    ) -> Sequence[KeptResponse]:
+    async def conversation(self, response_id: str, *, max_bytes: int | None = None) -> Sequence[KeptResponse]:
         """The response after all that came before it; empty when one of them is not kept, or not any more.
 
-        `renew`: they are kept as long again from now. Raises `ConversationTooLongError`.
+        Raises `ConversationTooLongError`.
         """
-        return await self._file.run(lambda: self._conversation(response_id, max_bytes, renew=renew))
+        return await self._file.read(lambda database: self._conversation(database, response_id, max_bytes))
 
-    # In the store's own thread
+    async def renew(self, response_ids: Collection[str]) -> None:
+        """They are kept as long again from now."""
+        await self._file.run(lambda: self._renew(response_ids))
+
+    # In the file's own threads
 
     @property
     def _oldest(self) -> float:
         return self._clock() - self._keep_s
 
     def _put(self, response: KeptResponse) -> bool:
-        with self._file.database as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("DELETE FROM responses WHERE used_at < ?", (self._oldest,))
-            if response.num_bytes > self._max_bytes:
-                return False
-            row = (response.id, response.previous_id, response.num_bytes, self._clock())
-            database.execute(
-                "INSERT INTO responses (id, previous_id, num_bytes, used_at, body, input_items)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (*row, response.body, response.input_items),
-            )
+        with self._file.writing() as database:
+            fits = response.num_bytes <= self._max_bytes
+            if fits:
+                row = (response.id, response.previous_id, response.num_bytes, self._clock())
+                database.execute(
+                    "INSERT INTO responses (id, previous_id, num_bytes, used_at, body, input_items)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (*row, response.body, response.input_items),
+                )
             self._make_room(database)
-        return True
+        return fits
 
     def _make_room(self, database: sqlite3.Connection) -> None:
-        for _ in range(_MAX_REMOVALS):
-            [num_bytes] = database.execute("SELECT num_bytes FROM size").fetchone()
-            if num_bytes <= self._max_bytes:
+        """Removes what is over its time and what is too much, but only so many."""
+        num_removed = removed_bytes = 0
+        while num_removed < _MAX_REMOVALS and removed_bytes < _MAX_REMOVED_BYTES:
+            longest_ago = "SELECT id, num_bytes, used_at FROM responses ORDER BY used_at LIMIT 1"
+            response_id, num_bytes, used_at = database.execute(longest_ago).fetchone() or (None, 0, math.inf)
+            [total_bytes] = database.execute("SELECT num_bytes FROM size").fetchone()
+            if used_at >= self._oldest and total_bytes <= self._max_bytes:
                 return
-            database.execute("DELETE FROM responses WHERE id = (SELECT id FROM responses ORDER BY used_at LIMIT 1)")
+            database.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+            num_removed += 1
+            removed_bytes += num_bytes
 
-    def _get(self, response_id: str) -> KeptResponse | None:
-        row = self._file.database.execute(
-            "SELECT id, previous_id, body, input_items FROM responses WHERE id = ? AND used_at >= ?",
-            (response_id, self._oldest),
-        ).fetchone()
+    def _get(self, database: sqlite3.Connection, response_id: str) -> KeptResponse | None:
+        select = "SELECT id, previous_id, body, input_items FROM responses WHERE id = ? AND used_at >= ?"
+        row = database.execute(select, (response_id, self._oldest)).fetchone()
         return None if row is None else _kept(row)
 
+    def _get_all(
+        self, database: sqlite3.Connection, response_ids: Collection[str], max_bytes: int
+    ) -> Sequence[KeptResponse]:
+        found = []
+        num_bytes = 0
+        for response_id in response_ids:
+            select = "SELECT num_bytes FROM responses WHERE id = ?"
+            num_bytes += (database.execute(select, (response_id,)).fetchone() or (0,))[0]
+            if num_bytes > max_bytes:
+                raise ConversationTooLongError(num_bytes)
+            found.append(self._get(database, response_id))
+        return [one for one in found if one is not None]
+
     def _delete(self, response_id: str) -> bool:
-        deleted = self._file.database.execute(
-            "DELETE FROM responses WHERE id = ? AND used_at >= ?", (response_id, self._oldest)
-        )
+        with self._file.writing() as database:
+            deleted = database.execute(
+                "DELETE FROM responses WHERE id = ? AND used_at >= ?", (response_id, self._oldest)
+            )
         return deleted.rowcount > 0
 
-    def _conversation(self, response_id: str, max_bytes: int | None, *, renew: bool) -> Sequence[KeptResponse]:
-        with self._file.database as database:
-            database.execute("BEGIN IMMEDIATE" if renew else "BEGIN")
+    def _conversation(
+        self, database: sqlite3.Connection, response_id: str, max_bytes: int | None
+    ) -> Sequence[KeptResponse]:
+        with database:
+            database.execute("BEGIN")  # all of it at one moment
             chain = database.execute(_CHAIN, {"id": response_id, "oldest": self._oldest}).fetchall()
             if not chain or chain[0][1] is not None:
                 return ()
             num_bytes = sum(size for _, _, size in chain)
             if max_bytes is not None and num_bytes > max_bytes:
                 raise ConversationTooLongError(num_bytes)
-            if renew:
-                renewed = [(self._clock(), one) for one, _, _ in chain]
-                database.executemany("UPDATE responses SET used_at = ? WHERE id = ?", renewed)
             select = "SELECT id, previous_id, body, input_items FROM responses WHERE id = ?"
             return [_kept(database.execute(select, (one,)).fetchone()) for one, _, _ in chain]
+
+    def _renew(self, response_ids: Collection[str]) -> None:
+        with self._file.writing() as database:
+            renewed = [(self._clock(), one) for one in response_ids]
+            database.executemany("UPDATE responses SET used_at = ? WHERE id = ?", renewed)
 
 
 def _kept(row: tuple[str, str | None, bytes, bytes]) -> KeptResponse:

@@ -6,10 +6,11 @@ routes say what their endpoint asks of a worker, and what the outputs make. Know
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -26,6 +27,8 @@ from gateway.protocol.openapi import Responses
 from gateway.protocol.responses import encode
 from gateway.ticket import Submission
 from model_registry.contract import NOTHING, ModelView, Prompt, SequenceOutput, Task
+
+_LARGE_VECTORS_BYTES: Final = 64 * 1024
 
 RequestT = TypeVar("RequestT", bound=Body)
 
@@ -91,11 +94,12 @@ class TaskEndpoint(Generic[RequestT]):
         plan = self.plan(request, model)
         stream = call.dispatcher.submit(self._submission(call, model, plan))
         try:
-            reply = await unless_gone(http, _reply(call, plan, model, stream))
+            outputs = await unless_gone(http, _final_outputs(stream))
         finally:
             stream.close()
+        body = await _encoded(partial(_made, call, plan, model, outputs), outputs)
         record.done(200)
-        return Response(encode(reply), media_type="application/json")
+        return Response(body, media_type="application/json")
 
     def _submission(self, call: Call, model: ModelView, plan: TaskPlan) -> Submission:
         return Submission(
@@ -111,9 +115,19 @@ class TaskEndpoint(Generic[RequestT]):
 
 
 async def _reply(call: Call, plan: TaskPlan, model: ModelView, stream: OutputStream) -> msgspec.Struct:
-    outputs = await _final_outputs(stream)
+    return _made(call, plan, model, await _final_outputs(stream))
+
+
+def _made(call: Call, plan: TaskPlan, model: ModelView, outputs: Sequence[SequenceOutput]) -> msgspec.Struct:
     present = {one.model_id: one for one in call.dispatcher.models}
     return plan.reply(outputs, present.get(model.model_id, model))
+
+
+async def _encoded(make: Callable[[], msgspec.Struct], outputs: Sequence[SequenceOutput]) -> bytes:
+    """The reply in JSON. Many vectors become it in a thread, so that the event loop stays responsive."""
+    if sum(len(output.embedding or b"") for output in outputs) < _LARGE_VECTORS_BYTES:
+        return encode(make())
+    return await asyncio.to_thread(lambda: encode(make()))
 
 
 async def _final_outputs(stream: OutputStream) -> list[SequenceOutput]:

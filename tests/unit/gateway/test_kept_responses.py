@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gateway.protocol.response_items import ItemReference, Message
 from gateway.protocol.response_objects import OutputMessage, OutputText, Response
 from gateway.protocol.responses import encode
 from gateway.response_ids import new_response_id, output_item_id
-from gateway.response_store import ResponseStore
+from gateway.response_store import KeptResponse, ResponseStore
 
 NOTHING = KeptResponses(None, max_conversation_bytes=10_000)
 
@@ -82,6 +83,62 @@ async def test_a_reference_stands_for_the_item_that_has_its_id(kept: KeptRespons
     assert [item.text for item in followed if isinstance(item, Message)] == ["Hello.", "Hi.", "Bye."]
 
 
+async def test_each_response_that_is_referred_to_is_read_once(
+    kept: KeptResponses, store: ResponseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responses = [await kept.keep(finished(text), [said("Hi.")]) for text in ("a", "b")]
+    reads: list[str] = []
+    get = ResponseStore._get
+
+    def counted(of: ResponseStore, database: sqlite3.Connection, response_id: str) -> KeptResponse | None:
+        reads.append(response_id)
+        return get(of, database, response_id)
+
+    monkeypatch.setattr(ResponseStore, "_get", counted)
+    followed = await kept.follow([ItemReference(id=one.output[0].id) for one in responses * 3])
+    assert [item.text for item in followed if isinstance(item, Message)] == ["a", "b"] * 3
+    assert sorted(reads) == sorted(one.id for one in responses)
+
+
+async def test_references_to_many_large_responses_are_not_followed(kept: KeptResponses, store: ResponseStore) -> None:
+    responses = [await kept.keep(finished("Hello."), [said("x" * 1_400)]) for _ in range(3)]
+    references = [ItemReference(id=one.output[0].id) for one in responses]
+    assert len(await kept.follow(references)) == 3
+    small = KeptResponses(store, max_conversation_bytes=1_200)
+    assert len(await small.follow(references[:2])) == 2
+    with pytest.raises(ContextLengthExceededError, match="more than the 4800 bytes") as caught:
+        await small.follow(references)
+    assert caught.value.param == "input"
+
+
+async def test_what_was_taken_can_be_gone_on_with(store: ResponseStore) -> None:
+    items = [said("w")] * 100
+    kept = KeptResponses(store, max_conversation_bytes=len(encode([{"role": "user", "content": "w"}] * 100)) + 1_000)
+    response = await kept.keep(finished("Hello."), items)
+    assert len(await kept.items_before(response.id)) == 101
+
+
+async def test_a_conversation_is_gone_on_with_while_nothing_can_be_written(
+    kept: KeptResponses, store: ResponseStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = await kept.keep(finished("Hello."), [said("Hi.")])
+    await store._file.run(store._file._close)
+    assert len(await kept.items_before(response.id)) == 2
+    assert "is not kept for longer" in caplog.text
+
+
+def _other_ids(item_id: str) -> list[str]:
+    return ["fc" + item_id.removeprefix("msg"), item_id[:-1] + "00", item_id[:-1] + "7"]
+
+
+async def test_a_reference_must_be_the_whole_id(kept: KeptResponses) -> None:
+    response = await kept.keep(finished("Hello."), [said("Hi.")])
+    [asked] = await kept.input_items(response.id)
+    for item_id in _other_ids(asked["id"]) + _other_ids(response.output[0].id):
+        with pytest.raises(ItemNotFoundError):
+            await kept.follow([ItemReference(id=item_id)])
+
+
 @pytest.mark.parametrize("item_id", ["msg_1", f"msg_{'0' * 32}o0"])
 async def test_a_reference_to_nothing_is_an_error(kept: KeptResponses, item_id: str) -> None:
     for anybody in (kept, NOTHING):
@@ -130,6 +187,7 @@ async def test_a_store_that_fails_costs_no_answer_and_tells_no_details(
     kept: KeptResponses, store: ResponseStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = finished("Hello.")
+    await store._file.read(lambda _: store._file._close_reading())
     await store._file.run(store._file._close)
     assert (await kept.keep(response, [said("a secret")])).store is False
     for asked in (kept.body, kept.delete, kept.input_items, kept.items_before):

@@ -75,6 +75,10 @@ def output(text: str, reason: FinishReason | None = None, *, tokens: Sequence[st
     return SequenceOutput(request_id="r", text=text, logprobs=logprobs, finish_reason=reason, usage=usage)
 
 
+def called(arguments: str, index: int = 0) -> AnswerDelta:
+    return AnswerDelta(tool_calls=(ToolCallDelta(index, f"call_{index}", "look", arguments),))
+
+
 async def never_kept(response: Response) -> Response:
     return response
 
@@ -176,6 +180,27 @@ async def test_what_the_limit_cut_is_incomplete_with_its_last_item() -> None:
     assert [item["status"] for item in made["output"]] == ["completed", "incomplete"]
     events_of_it = await sent(answered("ok", reason=FinishReason.LENGTH))
     assert events_of_it[-1]["type"] == "response.incomplete"
+
+
+@pytest.mark.parametrize(
+    ("deltas", "statuses"),
+    [
+        ((AnswerDelta("ok"), called('{"a": 1}'), AnswerDelta(" behind")), ["incomplete", "completed"]),
+        ((AnswerDelta("ok"), called('{"a": 1'), called("")), ["completed", "incomplete"]),
+        ((called('{"a": 1}'), called('{"b"', 1)), ["completed", "incomplete"]),
+        ((called('{"a": 1}'),), ["completed"]),
+        ((called('{"a": ' + "[" * 100_000),), ["incomplete"]),
+        ((AnswerDelta(reasoning="why"),), ["incomplete"]),
+    ],
+)
+def test_of_an_answer_that_is_cut_what_was_open_is_incomplete(
+    deltas: Sequence[AnswerDelta], statuses: list[str]
+) -> None:
+    writer = OutputWriter(BEGUN.id)
+    for delta in deltas:
+        list(writer.add(delta))
+    list(writer.finish(is_cut=True))
+    assert [item.status for item in writer.items] == statuses
 
 
 async def test_an_answer_of_nothing_is_an_empty_message() -> None:

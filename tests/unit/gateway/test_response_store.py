@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
-from gateway import store_file
+from gateway import response_store, store_file
 from gateway.response_store import ConversationTooLongError, KeptResponse, ResponseStore
 from gateway.store_file import StoreError
 
@@ -51,6 +52,12 @@ def written(path: Path, data: bytes) -> None:
 
 def kept(name: str, previous: str | None = None, size: int = 100) -> KeptResponse:
     return KeptResponse(id=name, previous_id=previous, body=b"b" * (size - 2), input_items=b"[]")
+
+
+def rows(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        [num_rows] = database.execute("SELECT count(*) FROM responses").fetchone()
+    return int(num_rows)
 
 
 async def names(store: ResponseStore, last: str) -> list[str]:
@@ -101,7 +108,7 @@ async def test_what_nobody_goes_on_with_is_forgotten_in_time(path: Path) -> None
         for name, previous in (("a", None), ("b", "a"), ("idle", None)):
             await store.put(kept(name, previous))
         clock.now += 50
-        await store.conversation("b", renew=True)
+        await store.renew(["a", "b"])
         clock.now += 50
         assert await names(store, "b") == ["a", "b"]
         assert await store.get("idle") is None
@@ -175,17 +182,87 @@ async def test_tables_of_another_version_are_refused(path: Path) -> None:
 
 
 async def test_a_store_that_hangs_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_file, "TIMEOUT_S", 0.05)
     async with opened(path) as store:
         await store.put(kept("a"))
+        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.2)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert await store.get("a") == kept("a"), "reading waits for nobody"
-            with pytest.raises(StoreError, match=r"did not answer within 0\.05 s"):
+            with pytest.raises(StoreError, match=r"did not answer within 0\.2 s"):
                 await store.put(kept("b"))
             other.execute("ROLLBACK")
         monkeypatch.undo()
         assert await store.get("a") == kept("a")
+
+
+async def test_what_comes_too_late_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path) as store:
+        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.2)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for name in ("begun", "queued"):
+                with pytest.raises(StoreError, match=r"did not answer within 0\.2 s"):
+                    await store.put(kept(name))
+            other.execute("ROLLBACK")
+        monkeypatch.undo()
+        await store.put(kept("next"))
+        assert [await store.get(name) is not None for name in ("begun", "queued", "next")] == [False, False, True]
+
+
+async def test_what_is_being_made_final_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path) as store:
+        make_final = store_file._Use.make_final
+
+        def slowly(use: store_file._Use) -> bool:
+            may_be = make_final(use)
+            time.sleep(0.3)
+            return may_be
+
+        monkeypatch.setattr(store_file._Use, "make_final", slowly)
+        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.2)
+        assert await store.put(kept("a"))
+        assert await store.get("a") == kept("a")
+
+
+async def test_reading_does_not_queue_behind_a_change_that_waits(path: Path) -> None:
+    async with opened(path) as store:
+        await store.put(kept("a"))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            putting = asyncio.create_task(store.put(kept("b")))
+            await asyncio.sleep(0.05)
+            async with asyncio.timeout(1):
+                assert await store.get("a") == kept("a")
+                assert await names(store, "a") == ["a"]
+            assert not putting.done()
+            other.execute("ROLLBACK")
+        assert await putting
+
+
+async def test_the_time_of_many_may_end_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    async with opened(path, clock, max_bytes=100_000) as store:
+        for number in range(250):
+            await store.put(kept(str(number)))
+        clock.now += 100
+        left = []
+        for number in range(3):
+            await store.put(kept(f"new{number}"))
+            left.append(rows(path))
+        assert left == [151, 52, 3]
+        clock.now += 100
+        monkeypatch.setattr(response_store, "_MAX_REMOVED_BYTES", 150)
+        await store.put(kept("last"))
+        assert rows(path) == 2, "large ones cost more than small ones"
+
+
+async def test_of_several_no_more_is_read_than_was_asked_for(path: Path) -> None:
+    async with opened(path) as store:
+        for name in ("a", "b"):
+            await store.put(kept(name))
+        assert [one.id for one in await store.get_all(["b", "a", "none"], max_bytes=200)] == ["b", "a"]
+        with pytest.raises(ConversationTooLongError, match="200 bytes"):
+            await store.get_all(["b", "a"], max_bytes=199)
 
 
 async def test_stores_that_open_and_write_at_once_do_not_disturb_each_other(path: Path) -> None:
