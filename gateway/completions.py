@@ -105,8 +105,9 @@ class Answering:
                 self._trails[index].add_prompt(output.prompt)
                 yield Progress(index, AnswerDelta(output.prompt.text), None)
             self._note(index, output)
+            delta = self._read(index, output)  # first, since it may hold the call that is the reason
             reason = None if output.finish_reason is None else self._finish_reason(index, output.finish_reason)
-            yield Progress(index, self._read(index, output), reason)
+            yield Progress(index, delta, reason)
 
     def _take_tokens(self, index: int) -> Sequence[ToldToken]:
         """The sequence's tokens since this was asked last."""
