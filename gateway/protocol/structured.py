@@ -26,8 +26,8 @@ def _known_format(kind: str) -> str:
     return kind
 
 
-def _schema_text(value: Any) -> str | None:
-    """A JSON schema as JSON text, whichever way it was given."""
+def schema_text(value: Any) -> str | None:
+    """A JSON schema as JSON text, whichever way it was given. Raises what pydantic makes an error of."""
     if value is None:
         return None
     if not isinstance(value, dict | str):
@@ -41,7 +41,7 @@ def _schema_text(value: Any) -> str | None:
     return text
 
 
-SchemaText = Annotated[str | None, BeforeValidator(_schema_text), WithJsonSchema({"type": ["object", "null"]})]
+SchemaText = Annotated[str | None, BeforeValidator(schema_text), WithJsonSchema({"type": ["object", "null"]})]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
 
 
