@@ -189,6 +189,17 @@ def conversation_of(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     return tuple(conversation)
 
 
+def check_can_go_on(last: Message) -> None:
+    """Raises `InvalidRequestError` unless an answer can go on with this message."""
+    if last.role != "assistant" or last.tool_calls or not last.text:
+        raise InvalidRequestError(
+            "Invalid 'continue_final_message': the last message must be an assistant's, with text and without tool "
+            "calls.",
+            param="continue_final_message",
+            code="invalid_value",
+        )
+
+
 def _template_kwargs(variables: dict[str, Any]) -> dict[str, Any]:
     for name, value in variables.items():
         if not _TEMPLATE_VARIABLE.fullmatch(name) or name in RENDERERS_OWN:
@@ -305,14 +316,7 @@ class ChatCompletionRequest(GenerationFields):
                 param="add_generation_prompt",
                 code="invalid_value",
             )
-        last = self.messages[-1]
-        if last.role != "assistant" or last.tool_calls or not last.text:
-            raise InvalidRequestError(
-                "Invalid 'continue_final_message': the last message must be an assistant's, with text and without tool "
-                "calls.",
-                param="continue_final_message",
-                code="invalid_value",
-            )
+        check_can_go_on(self.messages[-1])
 
     @cached_property
     def conversation(self) -> tuple[ChatMessage, ...]:

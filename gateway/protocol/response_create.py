@@ -10,6 +10,7 @@ from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.chat import MAX_TOP_LOGPROBS
 from gateway.protocol.fields import INT32_MAX, NO_EFFECT, SamplingFields, check_stream_options
 from gateway.protocol.response_items import InputItem, ItemReference, Message
+from gateway.protocol.structured import schema_text
 from gateway.protocol.tools import MAX_TOOLS, FunctionDefinition, FunctionType
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, tag, text_or_list
 from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
@@ -82,10 +83,17 @@ ToolChoice = Annotated[
 ]
 
 
+def _not_too_long(schema: dict[str, Any]) -> dict[str, Any]:
+    schema_text(schema)
+    return schema
+
+
 class JsonSchemaFormat(RequestModel):
     type: Literal["json_schema"] = Field(description="JSON that fits a schema.")
     name: str = Field(pattern=_NAME, description="Returned; the model is not told of the schema.")
-    schema_: dict[str, Any] = Field(alias="schema", description="What the answer must fit.")
+    schema_: Annotated[dict[str, Any], AfterValidator(_not_too_long)] = Field(
+        alias="schema", description="What the answer must fit."
+    )
     description: str | None = Field(None, description="Returned; the model is not told of the schema.")
     strict: bool | None = Field(None, description="Returned; an answer always fits the schema.")
 

@@ -28,8 +28,8 @@ def _known_format(kind: str) -> str:
     return kind
 
 
-def _schema_text(value: Any) -> str | None:
-    """A JSON schema as JSON text, whichever way it was given."""
+def schema_text(value: Any) -> str | None:
+    """A JSON schema as JSON text, whichever way it was given. Raises what pydantic makes an error of."""
     if value is None:
         return None
     if not isinstance(value, dict | str):
@@ -57,7 +57,7 @@ def _not_too_long(texts: list[str] | None) -> list[str] | None:
     return texts
 
 
-SchemaText = Annotated[str | None, BeforeValidator(_schema_text), WithJsonSchema({"type": ["object", "null"]})]
+SchemaText = Annotated[str | None, BeforeValidator(schema_text), WithJsonSchema({"type": ["object", "null"]})]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_CHARS)]
 
 

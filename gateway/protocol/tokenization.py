@@ -8,7 +8,7 @@ import msgspec
 from pydantic import Field
 
 from gateway.errors import InvalidRequestError, MissingParameterError
-from gateway.protocol.chat import Message, TemplateKwargs, Tools, conversation_of
+from gateway.protocol.chat import Message, TemplateKwargs, Tools, check_can_go_on, conversation_of
 from gateway.protocol.fields import Body, TokenId
 from gateway.protocol.tools import tool_use_of
 from gateway.protocol.validation import only_neutral
@@ -34,7 +34,8 @@ class TokenizeRequest(Body):
         None, description="Only with `messages`: whether they end with what opens the answer. The default."
     )
     continue_final_message: bool | None = Field(
-        None, description="Only with `messages`: leave the last one open, instead of opening an answer."
+        None,
+        description="Only with `messages`: leave the last one, an assistant's, open, instead of opening an answer.",
     )
     use_prompt_format: bool | None = Field(None, description="Whether the registry's prompt_format is applied.")
 
@@ -60,7 +61,8 @@ class TokenizeRequest(Body):
             raise _contradiction("add_special_tokens", "it contradicts 'use_prompt_format'. Give one of them")
         if self.continue_final_message and self.add_generation_prompt:
             raise _contradiction("continue_final_message", "it contradicts 'add_generation_prompt'. Give one of them")
-
+        if self.continue_final_message and self.messages:
+            check_can_go_on(self.messages[-1])
         _ = self.conversation, self.tool_use
 
     @cached_property

@@ -123,9 +123,10 @@ def _constraint(request: ResponseRequest) -> Constraint | None:
     wanted = request.text.format if request.text else None
     if wanted is None or wanted.type == "text":
         return None
-    schema = without_any_name(wanted.schema_) if isinstance(wanted, JsonSchemaFormat) else None
-    source = ANY_OBJECT if schema is None else json.dumps(schema, ensure_ascii=False)
-    return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=source, param="text.format")
+    if not isinstance(wanted, JsonSchemaFormat):
+        return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=ANY_OBJECT, param="text.format")
+    source = json.dumps(without_any_name(wanted.schema_), ensure_ascii=False)
+    return Constraint(kind=ConstraintKind.JSON_SCHEMA, source=source, param="text.format.schema")
 
 
 def _begun(request: ResponseRequest, model_id: str, params: SamplingParams, *, is_kept: bool) -> Response:

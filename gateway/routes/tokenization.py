@@ -57,23 +57,16 @@ def _conversation(request: TokenizeRequest, model: ModelView) -> Prompt:
         tools=request.tool_use.tools,
         tool_format=answer_format_of(model, uses_template=not prompt_format).tools,
         template_kwargs=request.chat_template_kwargs or {},
+        continues_final_message=bool(request.continue_final_message),
     )
     if isinstance(prompt, ChatPrompt):
-        return msgspec.structs.replace(
-            prompt,
-            opens_answer=request.opens_answer,
-            continues_final_message=bool(request.continue_final_message),
+        return msgspec.structs.replace(prompt, opens_answer=request.opens_answer)
+    if not request.opens_answer and not request.continue_final_message:
+        raise UnsupportedParameterError(
+            "Unsupported parameter: 'add_generation_prompt' takes the model's own chat template, and this model has a "
+            "prompt_format, which always opens the answer. Leave it out, or set 'use_prompt_format' to false.",
+            param="add_generation_prompt",
         )
-    for name, is_unsayable in (
-        ("continue_final_message", request.continue_final_message),
-        ("add_generation_prompt", not request.opens_answer),
-    ):
-        if is_unsayable:
-            raise UnsupportedParameterError(
-                f"Unsupported parameter: '{name}' takes the model's own chat template, and this model has a "
-                "prompt_format, which always opens the answer. Leave it out, or set 'use_prompt_format' to false.",
-                param=name,
-            )
     return prompt
 
 

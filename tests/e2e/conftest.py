@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,9 @@ def echo_entry(model_id: str, *, replicas: int = 1, step_time_s: float = 0.0, **
     }
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Starts servers; each is stopped when its module's tests are done, if it still runs."""
+@contextmanager
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts servers inside; outside, none of them runs any more."""
     servers: list[Server] = []
 
     def start(*, ready: bool = True, python: str = sys.executable, **settings: str) -> Server:
@@ -146,3 +147,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     for server in servers:
         if server.process.poll() is None:
             server.interrupt()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts servers; each is stopped when its module's tests are done, if it still runs."""
+    with starting(tmp_path_factory) as start:
+        yield start

@@ -125,7 +125,7 @@ def test_a_parsed_answer_is_asked_for_by_its_schema(client: openai.OpenAI, worke
     client.responses.create(model=MODEL, input=again, store=False)
     constraint = worker.requests[0].sampling.constraint
     assert constraint is not None
-    assert (constraint.kind, constraint.param) == (ConstraintKind.JSON_SCHEMA, "text.format")
+    assert (constraint.kind, constraint.param) == (ConstraintKind.JSON_SCHEMA, "text.format.schema")
     assert json.loads(constraint.source)["properties"] == {"text": {"title": "Text", "type": "string"}}
 
 

@@ -146,14 +146,16 @@ def test_errors_are_those_of_all_endpoints(
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
 
 
-@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
-def test_a_prompt_format_of_the_registry_always_opens_the_answer(folder: Path, name: str) -> None:
+def test_a_prompt_format_of_the_registry_opens_the_answer_or_goes_on_with_one(folder: Path) -> None:
     entry = entry_of(folder, "SingleDevice", prompt_format="Q: {instruction}\nA:")
-    fields = {"messages": MESSAGES, name: name == "continue_final_message"}
+    fields: dict[str, Any] = {"messages": MESSAGES, "add_generation_prompt": False}
     for system in run_system(entry):
         error = post(system, "/v1/tokenize", **fields).json()["error"]
-        assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "add_generation_prompt")
         assert tokenize(system, **fields, use_prompt_format=False)["count"]
+        begun = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": " So"}]
+        told = tokenize(system, messages=begun, continue_final_message=True, add_generation_prompt=False)
+        assert detokenize(system, told["tokens"]) == "Q: why?\nA: So"
         assert detokenize(system, tokenize(system, prompt="why?", use_prompt_format=True)["tokens"]) == "Q: why?\nA:"
 
 

@@ -69,6 +69,9 @@ class ChatShape:
 
     def of_whole(self, choice: dict[str, Any]) -> dict[str, Any]:
         said = {name: value for name, value in choice["message"].items() if value}
+        if calls := said.get("tool_calls"):
+            said["tool_calls"] = [_told(call) for call in calls]
+            assert len({call["id"] for call in calls}) == len(calls)
         return {**said, "logprobs": choice["logprobs"]}
 
     def add(self, answer: dict[str, Any], choice: dict[str, Any]) -> None:
@@ -102,11 +105,18 @@ def _add_lists(answer: dict[str, Any], logprobs: dict[str, Any] | None) -> None:
 def _add_tool_calls(calls: list[dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
     for delta in deltas:
         if delta["index"] == len(calls):
-            calls.append({name: value for name, value in delta.items() if name != "index"})
+            calls.append(_told({name: value for name, value in delta.items() if name != "index"}))
             continue
         assert set(delta) <= {"index", "function"}, "id and type are told once"
         assert set(delta["function"]) == {"arguments"}, "the name is told once"
         calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+
+
+def _told(call: dict[str, Any]) -> dict[str, Any]:
+    """A call without its id, which is new in every reply."""
+    assert call["type"] == "function"
+    assert call["id"].startswith("call_")
+    return {"function": {**call["function"]}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +215,8 @@ class Endpoint:
             assert all(choice["logprobs"] is None for choice in choices)
         elif (fields.get("best_of") or 1) <= (fields.get("n") or 1):
             told = sum(self.shape.num_tokens(choice["logprobs"]) for choice in choices)
-            assert told == usage["completion_tokens"]
+            echoed = usage["prompt_tokens"] * (fields.get("n") or 1) if fields.get("echo") else 0
+            assert told == echoed + usage["completion_tokens"]
 
 
 def _data_of(text: str) -> list[dict[str, Any]]:
@@ -239,6 +250,25 @@ def _num_prompts(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
+def both_ways(http: httpx.Client, endpoint: Endpoint, model: str, fields: Fields) -> Answered:
+    """The whole reply, after the streamed one said the same."""
+    whole_fields = {name: value for name, value in fields.items() if name != "stream_options"}
+    whole = endpoint.ask(http, model, whole_fields)
+    streamed = endpoint.stream(http, model, fields)
+    assert streamed.is_like(whole), f"streamed: {streamed}\nwhole: {whole}"
+    return whole
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str | None, str | None]:
+    """Status, type, code and param of what must be an error of OpenAI's form."""
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    return response.status_code, error["type"], error["code"], error["param"]
+
+
 def one_by_one(parameters: Mapping[str, Fields]) -> list[Any]:
     return [pytest.param(fields, id=name) for name, fields in parameters.items()]
 
@@ -247,3 +277,12 @@ def in_pairs(parameters: Mapping[str, Fields], *, but: Iterable[tuple[str, str]]
     """Every two of them, `but` those that exclude each other; of a field that both have, the later one's value."""
     pairs = [pair for pair in itertools.combinations(parameters, 2) if pair not in set(but)]
     return [pytest.param({**parameters[one], **parameters[other]}, id=f"{one}, {other}") for one, other in pairs]
+
+
+def across(
+    new: Mapping[str, Fields], others: Mapping[str, Fields], *, but: Iterable[tuple[str, str]] = ()
+) -> list[Any]:
+    """Each of the new ones with each of the others, `but` those that exclude each other; of a field that both have, the
+    new one's value."""
+    pairs = [pair for pair in itertools.product(new, others) if pair not in set(but)]
+    return [pytest.param({**others[other], **new[one]}, id=f"{one}, {other}") for one, other in pairs]

@@ -193,7 +193,7 @@ TOKENIZE_SAMPLES: Samples = {
     "return_token_strs": [{"return_token_strs": True}],
     "add_special_tokens": [{"add_special_tokens": False}],
     "add_generation_prompt": [talk(add_generation_prompt=False)],
-    "continue_final_message": [talk(continue_final_message=True)],
+    "continue_final_message": [message("assistant") | {"prompt": None, "continue_final_message": True}],
     "use_prompt_format": [{"use_prompt_format": True}],
     "tools": [talk(tools=[TOOL])],
     "chat_template_kwargs": [talk(chat_template_kwargs={"enable_thinking": False})],

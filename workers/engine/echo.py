@@ -55,7 +55,8 @@ class ByteTokenizer:
         if isinstance(prompt, InfillPrompt):
             return encode_infill(prompt, None, self.encode_text)
         if isinstance(prompt, ChatPrompt):
-            text, is_open = "\n".join(message.content for message in prompt.messages), prompt.opens_answer
+            text = "\n".join(message.content for message in prompt.messages)
+            is_open = prompt.opens_answer or prompt.continues_final_message
         else:
             text, is_open = "".join(segment.text for segment in prompt.segments), prompt.has_opening
         return [*text.encode(), END_OF_PROMPT] if is_open else [*text.encode()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from gateway.answer import AnswerReader, PlainReader
 from gateway.chat_shape import ChatShape
 from gateway.completions import Completion, Layout, ReplyShape
 from gateway.errors import ServerError
@@ -45,10 +46,11 @@ def completion(
     num_prompts: int = 1,
     num_sampled: int | None = None,
     usage_chunk: bool = False,
+    new_reader: Callable[[], AnswerReader] = PlainReader,
 ) -> Completion:
     layout = Layout(num_prompts, num_choices if num_sampled is None else num_sampled, num_choices)
     stream = OutputStream(layout.num_sequences, on_close=lambda: None)
-    return Completion(stream, shape, layout, usage_chunk=usage_chunk)
+    return Completion(stream, shape, layout, usage_chunk=usage_chunk, new_reader=new_reader)
 
 
 async def chunks_of(made: Completion) -> list[dict[str, Any]]:
@@ -211,6 +213,23 @@ async def _compare(pieces: list[tuple[int, str, bool]]) -> None:
 
 async def _collect(made: Completion, chunks: list[dict[str, Any]]) -> None:
     chunks += await chunks_of(made)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("num_pieces", [1, 2])
+async def test_a_call_that_comes_with_the_end_is_the_reason_of_it(num_pieces: int, streamed: bool) -> None:
+    """A reader who is slow gets everything as one output."""
+    text = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    made = completion(
+        ChatShape("m", may_call=True), 1, new_reader=lambda: ToolReader(TOOL_SYNTAX[ToolFormat.HERMES], {"look"})
+    )
+    if num_pieces == 1:
+        made.stream.push(0, output(text, FinishReason.STOP))
+    else:
+        made.stream.push(0, output(text[:20]))
+        made.stream.push(0, output(text[20:], FinishReason.STOP))
+    replies = await chunks_of(made) if streamed else [json.loads(encode(await made.whole()))]
+    assert replies[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 async def test_several_prompts_have_their_choices_one_after_the_other_and_each_counts_once() -> None:

@@ -69,6 +69,8 @@ def user(content: Any, **fields: Any) -> list[dict[str, Any]]:
         ({"text": {"format": {"type": "xml"}}}, "invalid_value", "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "missing_required_parameter",
          "text.format.schema"),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"title": "x" * 2**17}}}},
+         "string_above_max_length", "text.format.schema"),
         ({"text": {"verbosity": "low"}}, "unsupported_parameter", "text.verbosity"),
         ({"reasoning": {"effort": "huge"}}, "invalid_value", "reasoning.effort"),
         ({"tools": [TOOL | {"parameters": {"type": "string"}}]}, "invalid_function_parameters", "tools[0].parameters"),

@@ -39,6 +39,7 @@ def tokenize(**fields: Any) -> TokenizeRequest:
             "invalid_value",
             "continue_final_message",
         ),
+        ({"messages": MESSAGES, "continue_final_message": True}, "invalid_value", "continue_final_message"),
         ({"messages": MESSAGES, "chat_template": "{{ x }}"}, "unsupported_parameter", "chat_template"),
         ({"prompt": "a", "temperature": 1}, "unknown_parameter", "temperature"),
         ({"prompt": "a", "return_token_strs": 1}, "invalid_type", "return_token_strs"),
@@ -60,7 +61,8 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], code: str, param: str) -
     ],
 )
 def test_an_answer_is_opened_unless_the_request_says_otherwise(fields: dict[str, Any], opens_answer: bool) -> None:
-    assert tokenize(messages=MESSAGES, **fields).opens_answer == opens_answer
+    messages = [*MESSAGES, {"role": "assistant", "content": "well"}]
+    assert tokenize(messages=messages, **fields).opens_answer == opens_answer
 
 
 def test_what_vllms_clients_say_of_a_conversation_by_default_is_taken() -> None:

@@ -273,7 +273,7 @@ def test_what_a_token_costs_does_not_grow_with_the_answer(format_: ToolFormat, b
         for piece in (begun, *pieces):
             reader.feed(piece)
         reader.finish()
-        assert time.process_time() - started < 0.3
+        assert time.process_time() - started < 0.5
 
 
 ARGUMENTS = st.dictionaries(

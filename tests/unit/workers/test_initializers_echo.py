@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from model_registry.contract import ChatMessage, ChatPrompt
 from model_registry.schema import RegistryEntry
+from workers.engine.echo import END_OF_PROMPT, ByteTokenizer
 from workers.engine.runner import StepPlan
 from workers.errors import LoadError
 from workers.initializers.base import LoadedModel
@@ -39,3 +41,17 @@ def test_loading_and_steps_take_as_long_as_the_registry_says(monkeypatch: pytest
 def test_a_kv_cache_too_small_for_the_context_asked_for_is_refused() -> None:
     with pytest.raises(LoadError, match=r"raise generation\.kv_cache_tokens"):
         load(kv_cache_tokens=64, max_model_len=128)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_asked"),
+    [
+        ({}, True),
+        ({"opens_answer": False}, False),
+        ({"continues_final_message": True}, True),
+        ({"continues_final_message": True, "opens_answer": False}, True),
+    ],
+)
+def test_a_conversation_ends_where_something_is_to_be_said(fields: dict[str, bool], is_asked: bool) -> None:
+    token_ids = ByteTokenizer().encode_prompt(ChatPrompt((ChatMessage("assistant", "hi"),), **fields))  # type: ignore[arg-type]
+    assert token_ids == [104, 105, *([END_OF_PROMPT] if is_asked else [])]

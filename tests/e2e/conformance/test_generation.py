@@ -1,145 +1,41 @@
-"""A running `aviary serve` says what OpenAI's API says, for every parameter, alone and in pairs, streamed and whole.
+"""Completions and chats, for every parameter, alone and in pairs, streamed and whole; and models, and errors.
 
-Two models: the echo engine, whose every answer is known, and SmolLM2 where the text matters. Faults, overload, shutdown
-and disconnects are in tests/integration/test_gateway_*.py. A further endpoint adds its `Endpoint` and its parameters.
+Faults, overload, shutdown and disconnects are in tests/integration/test_gateway_*.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
 from urllib.parse import quote
 
 import httpx
 import openai
 import pytest
-from openai.types import completion_create_params as text_params
-from openai.types.chat import ChatCompletionMessageParam
-from openai.types.chat import completion_create_params as chat_params
 
-from tests.e2e.conftest import Server, echo_entry, write_registry
-from tests.support.client_fields import client_fields
-from tests.support.conformance import Answered, ChatShape, Endpoint, Fields, TextShape, in_pairs, one_by_one
-
-ECHO = "tests/echo"
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SAID = "hello naïve wörld 🙂"
-"""What the echo engine is told, and so says: pieces of one byte, of which some are no whole characters."""
-MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": SAID}]
+from tests.e2e.conftest import Server
+from tests.support.conformance import Endpoint, Fields, both_ways, error_of, in_pairs, one_by_one
+from tests.support.conformance_cases import (
+    CHAT,
+    CHAT_FIELDS,
+    CHAT_PARAMETERS,
+    ECHO,
+    ENDPOINTS,
+    MESSAGES,
+    MODELS,
+    NEEDS_TEXT,
+    SAID,
+    SMOLLM2,
+    TEXT,
+    TEXT_FIELDS,
+    TEXT_PARAMETERS,
+    as_client_call,
+    without_stream_options,
+)
 
 pytestmark = pytest.mark.timeout(600)  # the first start may have to fetch the model
 
-TEXT = Endpoint("/v1/completions", TextShape(), {"prompt": SAID, "max_tokens": 64})
-CHAT = Endpoint("/v1/chat/completions", ChatShape(), {"messages": MESSAGES})
-ENDPOINTS = (TEXT, CHAT)
-TEXT_FIELDS = client_fields(text_params.CompletionCreateParams)
-CHAT_FIELDS = client_fields(chat_params.CompletionCreateParams)
-
-GENERATION: dict[str, Fields] = {
-    "several choices": {"n": 3},
-    "a seed": {"seed": 7},
-    "a temperature": {"temperature": 0.7},
-    "a nucleus": {"top_p": 0.5},
-    "the likeliest": {"top_k": 2},
-    "the likely": {"min_p": 0.1},
-    "a limit": {"max_tokens": 6},
-    "a least length": {"min_tokens": 4},
-    "a stop": {"stop": "wör"},
-    "several stops": {"stop": ["zzz", "🙂", "ld 🙂"]},
-    "a stop token": {"stop_token_ids": [32]},
-    "presence": {"presence_penalty": 0.5},
-    "frequency": {"frequency_penalty": -0.5},
-    "repetition": {"repetition_penalty": 1.3},
-    "a bias": {"logit_bias": {"104": -5}},
-    "no end": {"ignore_eos": True, "max_tokens": 40},
-    "usage": {"stream_options": {"include_usage": True}},
-    "no usage": {"stream_options": {"include_usage": False, "include_obfuscation": False}},
-    "a session": {"user": "Ann", "prompt_cache_key": "terms"},
-    "its format": {"use_prompt_format": True},
-    "nulls": dict.fromkeys(("n", "seed", "temperature", "stop", "logit_bias", "stream_options", "max_tokens")),
-    "labels": {"metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "x"},
-}
-TEXT_PARAMETERS: dict[str, Fields] = {
-    **GENERATION,
-    "logprobs": {"logprobs": 0},
-    "top logprobs": {"logprobs": 3},
-    "several prompts": {"prompt": ["one", "zwei 🙂", ""]},
-    "token ids": {"prompt": [104, 101, 240, 159, 153, 130]},
-    "lists of token ids": {"prompt": [[104], [105, 33]]},
-    "as many as are shown": {"n": 2, "best_of": 2},
-}
-NEEDS_TEXT = (("its format", "token ids"), ("its format", "lists of token ids"))
-CHAT_PARAMETERS: dict[str, Fields] = {
-    **GENERATION,
-    "logprobs": {"logprobs": True},
-    "top logprobs": {"logprobs": True, "top_logprobs": 3},
-    "today's limit": {"max_completion_tokens": 5, "max_tokens": None},
-    "a conversation": {
-        "messages": [
-            {"role": "developer", "content": "Say it."},
-            {"role": "user", "content": [{"type": "text", "text": "first"}, {"type": "text", "text": "second"}]},
-            {"role": "assistant", "content": "third", "refusal": None, "tool_calls": []},
-            {"role": "user", "content": "fourth"},
-        ]
-    },
-    "plain text": {"response_format": {"type": "text"}, "modalities": ["text"]},
-    "no tools": {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True},
-}
-
-
-@pytest.fixture(scope="module")
-def server(start: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
-    real = {"extends": f"{SMOLLM2.replace('/', '--')}.yaml", "model_config": {"model_id": SMOLLM2}}
-    registry = write_registry(tmp_path_factory.mktemp("registry"), echo_entry(ECHO), real)
-    server = start(AVIARY_REGISTRY=str(registry))
-    for model in (ECHO, SMOLLM2):
-        server.wait_until(lambda model=model: server.model(model)["state"] == "ready")  # type: ignore[misc]
-    return server
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with server.client as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def strict_client(server: Server) -> Iterator[openai.OpenAI]:
-    """It raises where a reply is not exactly of its type."""
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
-    ) as client:
-        yield client
-
-
-def error_of(response: httpx.Response) -> tuple[int, str, str | None, str | None]:
-    """Status, type, code and param of what must be an error of OpenAI's form."""
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
-    assert response.headers["content-type"] == "application/json"
-    assert response.headers["x-request-id"]
-    return response.status_code, error["type"], error["code"], error["param"]
-
-
 # Streamed and whole
-
-
-def both_ways(http: httpx.Client, endpoint: Endpoint, model: str, fields: Fields) -> Answered:
-    """The whole reply, after the streamed one said the same."""
-    whole_fields = {name: value for name, value in fields.items() if name != "stream_options"}
-    whole = endpoint.ask(http, model, whole_fields)
-    streamed = endpoint.stream(http, model, fields)
-    assert streamed.is_like(whole), f"streamed: {streamed}\nwhole: {whole}"
-    return whole
 
 
 @pytest.mark.parametrize("fields", one_by_one(TEXT_PARAMETERS) + in_pairs(TEXT_PARAMETERS, but=NEEDS_TEXT))
@@ -247,16 +143,6 @@ def test_the_strict_client_takes_every_chat(strict_client: openai.OpenAI, fields
     list(strict_client.chat.completions.create(model=ECHO, stream=True, **request))
 
 
-def as_client_call(fields: Fields, known: Collection[str]) -> dict[str, Any]:
-    """What the client does not know goes into `extra_body`, as its users send it."""
-    extra = {name: value for name, value in fields.items() if name not in known}
-    return {name: value for name, value in fields.items() if name in known} | {"extra_body": extra}
-
-
-def without_stream_options(fields: Fields) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "stream_options"}
-
-
 def test_the_clients_stream_helper_tells_events_as_of_openai(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model=ECHO, messages=MESSAGES, logprobs=True, stream_options={"include_usage": True}
@@ -313,7 +199,7 @@ async def test_the_async_client_runs_many_at_once(server: Server) -> None:
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     listed = {model.id: model for model in client.models.list()}
-    assert set(listed) == {ECHO, SMOLLM2}
+    assert set(listed) == set(MODELS)
     for model_id, model in listed.items():
         assert client.models.retrieve(model_id).created == model.created
         assert (model.object, model.owned_by) == ("model", model_id.partition("/")[0])
