@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import grpc
@@ -21,7 +21,11 @@ from model_registry.contract import (
     CONTRACT_VERSION,
     SECRET_METADATA,
     VERSION_METADATA,
+    AbortBatch,
+    Fault,
+    FaultKind,
     Frame,
+    SequenceOutput,
     decode_command,
     encode_frame,
 )
@@ -37,6 +41,7 @@ LEASE_S: Final = 2 * KEEPALIVE_S
 MIN_CLIENT_PING_S: Final = 1.0
 """Clients that ping more often than this are cut off; gateways do every 5 s."""
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""As gateways have it: a larger message ends the connection, and with it all requests on it."""
 MAX_CONNECTIONS: Final = 256
 MAX_PENDING_OUTPUTS: Final = 4096
 """A connection that does not read so many outputs is not read from either, until it does."""
@@ -122,8 +127,23 @@ class ChannelServer:
     async def _write(self, connection: Outbox, context: Any) -> None:
         while True:
             outputs = await connection.take(HEARTBEAT_S)
-            await context.write(encode_frame(Frame(outputs=outputs, status=self._exchange.status())))
+            for data in self._encoded(connection, outputs):
+                await context.write(data)
             connection.note_written()
+
+    def _encoded(self, connection: Outbox, outputs: tuple[SequenceOutput, ...]) -> Iterator[bytes]:
+        """Outputs as one frame, or as several that fit. One that does not fit by itself is a fault of its request."""
+        data = encode_frame(Frame(outputs=outputs, status=self._exchange.status()))
+        if len(data) <= MAX_MESSAGE_BYTES:
+            yield data
+        elif len(outputs) > 1:
+            middle = len(outputs) // 2
+            yield from self._encoded(connection, outputs[:middle])
+            yield from self._encoded(connection, outputs[middle:])
+        else:
+            request_id = outputs[0].request_id
+            self._exchange.handle(connection, AbortBatch((request_id,)))  # it may still run
+            yield from self._encoded(connection, (_too_large(request_id, len(data)),))
 
     async def _close(self, context: Any, error: BaseException) -> None:
         if isinstance(error, msgspec.DecodeError):
@@ -132,3 +152,13 @@ class ChannelServer:
         if not isinstance(error, grpc.RpcError):
             logger.error("the connection of gateway %s failed", context.peer(), exc_info=error)
         await context.abort(grpc.StatusCode.INTERNAL, "the connection failed; connect again")
+
+
+def _too_large(request_id: str, num_bytes: int) -> SequenceOutput:
+    message = (
+        f"The answer takes {num_bytes} bytes; at most {MAX_MESSAGE_BYTES} can be told at once. "
+        "Send a shorter prompt, or ask for less about each token: no token strings, fewer logprobs."
+    )
+    return SequenceOutput(
+        request_id=request_id, fault=Fault(kind=FaultKind.INVALID_REQUEST, message=message, param="prompt")
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,12 +26,15 @@ from model_registry.contract import (
     SubmitBatch,
     TextPrompt,
     TextSegment,
+    WorkerStatus,
     decode_frame,
     encode_command,
 )
 from model_registry.schema import RegistryEntry
 from model_registry.tool_formats import AnswerFormat
+from workers.channel import MAX_MESSAGE_BYTES, ChannelServer
 from workers.errors import LoadError
+from workers.exchange import Exchange
 from workers.report import WorkerPhase, WorkerReport
 from workers.worker import SPARE_REQUESTS, Worker
 
@@ -62,7 +65,8 @@ async def worker(**settings: Any) -> AsyncIterator[tuple[Worker, str]]:
 
 @asynccontextmanager
 async def connection(address: str, secret: str = SECRET, version: str = CONTRACT_VERSION) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(address) as channel:
+    options = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
         call = channel.stream_stream(CHANNEL_METHOD)(metadata=((SECRET_METADATA, secret), (VERSION_METADATA, version)))
         yield call
         call.cancel()
@@ -275,3 +279,72 @@ async def test_sizes_that_are_refused_end_an_earlier_change_that_still_waits() -
         await wait_until_idle(one)
         after = await one.report()
         assert (after.max_model_len, after.refusal) == (512, refused.refusal)
+
+
+class SilentEngine:
+    """Takes requests and answers none: the test does."""
+
+    def __init__(self) -> None:
+        self.aborted: list[str] = []
+
+    def submit(self, requests: Iterable[GenerationRequest]) -> None:
+        pass
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        self.aborted.extend(request_ids)
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus()
+
+
+@asynccontextmanager
+async def silent_worker() -> AsyncIterator[tuple[SilentEngine, Exchange, str]]:
+    engine = SilentEngine()
+    exchange = Exchange(engine, max_requests=8)
+    server = ChannelServer(exchange, SECRET)
+    try:
+        yield engine, exchange, await server.start("127.0.0.1")
+    finally:
+        await server.stop()
+
+
+async def submitted(call: Any, exchange: Exchange, *request_ids: str) -> None:
+    await submit(call, *map(request, request_ids))
+    async with asyncio.timeout(5):
+        while exchange.num_unfinished < len(request_ids):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def said(request_id: str, text: str, *, final: bool = True) -> SequenceOutput:
+    reason = FinishReason.STOP if final else None
+    return SequenceOutput(request_id=request_id, text=text, finish_reason=reason)
+
+
+async def test_outputs_that_are_too_large_together_leave_in_several_frames() -> None:
+    names = ("a", "b", "c", "d")
+    text = "x" * (MAX_MESSAGE_BYTES * 2 // 5)
+    async with silent_worker() as (_, exchange, address), connection(address) as call:
+        await submitted(call, exchange, *names)
+        exchange.route(Frame(outputs=tuple(said(name, text) for name in names), status=WorkerStatus()))
+        seen: list[tuple[str, bool]] = []
+        while len(seen) < len(names):
+            seen.extend((output.request_id, output.text == text) for output in (await next_frame(call)).outputs)
+    assert seen == [(name, True) for name in names]
+
+
+@pytest.mark.parametrize("final", [True, False])
+async def test_an_output_that_is_too_large_ends_its_own_request_only(final: bool) -> None:
+    async with silent_worker() as (engine, exchange, address), connection(address) as call:
+        await submitted(call, exchange, "large", "small")
+        large = said("large", "x" * MAX_MESSAGE_BYTES, final=final)
+        exchange.route(Frame(outputs=(large, said("small", "hi")), status=WorkerStatus()))
+        (ended,) = await outputs_of(call, "large")
+        exchange.route(Frame(outputs=(said("large", "more"),), status=WorkerStatus()))
+        await submitted(call, exchange, "next")
+        exchange.route(Frame(outputs=(said("next", "hi"),), status=WorkerStatus()))
+        (after,) = await outputs_of(call, "next")
+        assert engine.aborted == ([] if final else ["large"])
+    assert after.text == "hi"
+    assert ended.fault is not None
+    assert (ended.fault.kind, ended.fault.param) == (FaultKind.INVALID_REQUEST, "prompt")
+    assert f"at most {MAX_MESSAGE_BYTES}" in ended.fault.message

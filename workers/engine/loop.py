@@ -1,7 +1,8 @@
 """The thread that drives an engine, and the way in and out of it for everybody else.
 
 Requests are tokenized in a small pool of their own, so neither the event loop nor a running step waits for a long
-prompt. The engine thread sleeps until there is work, applies what arrived, steps, and hands over one frame per step.
+prompt; what asks for tokens only has a thread to itself, since no context bounds its prompts. The engine thread sleeps
+until there is work, applies what arrived, steps, and hands over one frame per step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from model_registry.contract import (
+    Detokenize,
     Embed,
     Fault,
     FaultKind,
@@ -21,6 +23,7 @@ from model_registry.contract import (
     GenerationRequest,
     RequestFaultError,
     SequenceOutput,
+    Tokenize,
     WorkerStatus,
 )
 from workers.engine.embeddings import NO_FAULT_DETAILS, PreparedEmbedding
@@ -80,6 +83,8 @@ class EngineLoop:
         self._on_crash = on_crash
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._answerer = ThreadPoolExecutor(1, thread_name_prefix="answerer")
+        """For what the tokenizer alone answers."""
         self._changed = threading.Condition()
         self._inbox = _Inbox()
         self._resizing: tuple[_Resizing, EngineSizes] | None = None
@@ -96,7 +101,8 @@ class EngineLoop:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._tokenizers, self._answerer):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._thread.join(timeout_s)
 
     def submit(self, requests: Iterable[GenerationRequest]) -> None:
@@ -104,7 +110,8 @@ class EngineLoop:
         for request in requests:
             with self._changed:
                 self._preparing.add(request.request_id)
-            self._tokenizers.submit(self._prepare, request)
+            pool = self._answerer if isinstance(request.task, Tokenize | Detokenize) else self._tokenizers
+            pool.submit(self._prepare, request)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests, whatever they are doing; nothing more is emitted for them after the current step."""
@@ -137,6 +144,9 @@ class EngineLoop:
 
     def _prepare(self, request: GenerationRequest) -> None:
         """On a tokenizer thread: a request becomes a sequence, its answer, or a fault."""
+        with self._changed:
+            if request.request_id not in self._preparing:
+                return  # aborted while it waited for its turn
         try:
             prepared = self._prepared(request)
         except RequestFaultError as error:

@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
-from jinja2.exceptions import TemplateError
 from jinja2.meta import find_undeclared_variables
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
@@ -32,6 +31,8 @@ _WITHOUT_THINKING: Final = {"enable_thinking": False, "thinking": False, "reason
 """What a model that never thinks honours in any case."""
 _MISTRAL_ID_LENGTH: Final = 9
 """Mistral's templates refuse other ids of calls."""
+_NONCE_DIGITS: Final = 20
+_INDEX_DIGITS: Final = 9
 
 
 class ChatTemplate:
@@ -52,22 +53,29 @@ class ChatTemplate:
                 "This model has no chat template of its own; its registry entry must set prompt_format.",
                 "messages",
             )
-        given = escape.hide_all(self._template_kwargs(prompt.template_kwargs))
+        given = self._template_kwargs(prompt.template_kwargs)
+        try:
+            messages = [self._as_dict(message, escape) for message in prompt.messages]
+            tools, given = escape.hide_all(list(prompt.tools)), escape.hide_all(given)
+        except RecursionError as error:
+            raise _refusal("they are nested too deeply.") from error
+        text = self._rendered(
+            messages,
+            tools=tools or None,
+            add_generation_prompt=prompt.opens_answer and not prompt.continues_final_message,
+            continue_final_message=prompt.continues_final_message,
+            **given,
+        )
+        return escape.settle(text)
+
+    def _rendered(self, messages: list[dict[str, Any]], **given: Any) -> str:
+        """Raises `RequestFaultError` for whatever goes wrong: a template is a program that came with the model."""
         try:
             (text,), _ = render_jinja_template(
-                conversations=[[self._as_dict(message, escape) for message in prompt.messages]],
-                tools=escape.hide_all(list(prompt.tools)) or None,
-                chat_template=self._template,
-                add_generation_prompt=prompt.opens_answer and not prompt.continues_final_message,
-                continue_final_message=prompt.continues_final_message,
-                **(given | self._variables),
+                conversations=[messages], chat_template=self._template, **(given | self._variables)
             )
-        except (TemplateError, TypeError, ValueError, RecursionError) as error:
-            raise RequestFaultError(
-                FaultKind.INVALID_REQUEST,
-                f"The model's chat template refused the messages: {first_line(error)}",
-                "messages",
-            ) from error
+        except Exception as error:
+            raise _refusal(first_line(error)) from error
         return str(text)
 
     def _template_kwargs(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,15 +106,10 @@ class ChatTemplate:
         if reasoning is ReasoningFormat.NONE:
             return False
         try:
-            (text,), _ = render_jinja_template(
-                conversations=[[{"role": "user", "content": "Hi"}]],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                **self._variables,
-            )
-        except (TemplateError, TypeError, ValueError):
+            text = self._rendered([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+        except RequestFaultError:
             return False  # some templates want other conversations than this one
-        return str(text).rstrip().endswith(REASONING_SYNTAX[reasoning].opening)
+        return text.rstrip().endswith(REASONING_SYNTAX[reasoning].opening)
 
     def _as_dict(self, message: ChatMessage, escape: Escape) -> dict[str, Any]:
         """As Transformers wants messages: without what is not there, and with arguments as mappings."""
@@ -139,8 +142,14 @@ def _variables_of(template: str) -> frozenset[str]:
     try:
         environment = _compile_jinja_template(template).environment
         return frozenset(find_undeclared_variables(environment.parse(template)))
-    except TemplateError:
+    except Exception:  # noqa: BLE001  whatever the model's template makes Jinja raise; rendering will say it again
         return frozenset()
+
+
+def _refusal(reason: str) -> RequestFaultError:
+    return RequestFaultError(
+        FaultKind.INVALID_REQUEST, f"The model's chat template refused the messages: {reason}", "messages"
+    )
 
 
 def _parsed(arguments: str) -> Any:
@@ -159,6 +168,10 @@ class SpecialTokens:
         self._ids = ids
         longest_first = sorted(ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._longest = len(longest_first[0]) if longest_first else 0
+        self._beginnings = frozenset(name[:end] for name in ids for end in range(1, len(name)))
+        self._ends = frozenset(name[start:] for name in ids for start in range(1, len(name)))
+        self._insides = frozenset(name[1:-1] for name in ids if len(name) > 2)
 
     def id_of(self, piece: str) -> int | None:
         """The special token that this is, None for other text."""
@@ -168,6 +181,20 @@ class SpecialTokens:
         """All of them but those of these names."""
         return frozenset(token_id for name, token_id in self._ids.items() if name not in names)
 
+    def all_in(self, text: str) -> list[str]:
+        return self.pattern.findall(text) if self.pattern else []
+
+    def may_end_in(self, text: str) -> bool:
+        """Whether one that began in what comes before the text may end in it, or, by one character, after it."""
+        return text in self._insides or any(text[:size] in self._ends for size in self._sizes(text))
+
+    def may_begin_in(self, text: str) -> bool:
+        """Whether one may begin in the text and end in what comes after it."""
+        return any(text[-size:] in self._beginnings for size in self._sizes(text))
+
+    def _sizes(self, text: str) -> range:
+        return range(1, min(self._longest, len(text) + 1))
+
     def split(self, text: str) -> list[str]:
         """The text cut before and after each special token."""
         if self.pattern is None:
@@ -176,15 +203,32 @@ class SpecialTokens:
 
 
 class Escape:
-    """Hides special tokens in a client's text behind marks that no client can guess, for one prompt."""
+    """Hides special tokens in a client's text behind marks that no client can guess, for one prompt.
+
+    Also the edges of a text that could be part of one: what stands next to it may be the rest.
+    """
 
     def __init__(self, special: SpecialTokens) -> None:
-        self._special = special.pattern
-        self._nonce = secrets.token_hex(8)
-        self.hidden: list[str] = []
+        self._special = special
+        self._tokens = _Marks()
+        self._edges = _Marks()
+
+    @property
+    def hidden(self) -> list[str]:
+        return [*self._tokens.hidden.values(), *self._edges.hidden.values()]
 
     def hide(self, text: str) -> str:
-        return self._special.sub(self._mark, text) if self._special else text
+        if self._special.pattern is None:
+            return text
+        body = text.strip()  # as many templates trim it
+        before, _, after = text.partition(body) if body else (text, "", "")
+        first = last = ""
+        if self._special.may_end_in(body):
+            first, body = self._edges.hide(body[0]), body[1:]
+        if self._special.may_begin_in(body):
+            last, body = self._edges.hide(body[-1]), body[:-1]
+        inner = self._special.pattern.sub(lambda match: self._tokens.hide(match[0]), body)
+        return f"{before}{first}{inner}{last}{after}"
 
     def hide_all(self, value: Any) -> Any:
         """The same in every string of a JSON value, keys included."""
@@ -196,17 +240,40 @@ class Escape:
             return {self.hide(key): self.hide_all(item) for key, item in value.items()}
         return value
 
+    def settle(self, text: str) -> str:
+        """The joined text with its edges shown, if that makes no special token: most are what they look like."""
+        if not self._edges.hidden:
+            return text
+        shown = self._edges.reveal(text)
+        if self._special.all_in(shown) != self._special.all_in(text):
+            return text
+        self._edges.hidden.clear()
+        return shown
+
     def reveal(self, text: str) -> str:
-        return re.sub(f"{self._nonce}x(\\d+)x", lambda match: self.hidden[int(match[1])], text)
+        return self._tokens.reveal(self._edges.reveal(text))
 
     def join(self, prompt: TextPrompt) -> str:
         """The prompt's segments as one text, those of the client escaped."""
-        return "".join(self._segments(prompt))
+        return self.settle("".join(self._segments(prompt)))
 
     def _segments(self, prompt: TextPrompt) -> Iterable[str]:
         return (segment.text if segment.trusted else self.hide(segment.text) for segment in prompt.segments)
 
-    def _mark(self, match: re.Match[str]) -> str:
-        self.hidden.append(match[0])
-        # Letters and digits only: whatever a template does to text, JSON included, leaves them as they are.
-        return f"{self._nonce}x{len(self.hidden) - 1}x"
+
+class _Marks:
+    """What stands for hidden texts. Digits only: whatever a template does to a text, it leaves them as they are."""
+
+    def __init__(self) -> None:
+        self._nonce = f"{secrets.randbelow(10**_NONCE_DIGITS):0{_NONCE_DIGITS}}"
+        self._pattern = re.compile(f"{self._nonce}[0-9]{{{_INDEX_DIGITS}}}")
+        self.hidden: dict[str, str] = {}
+        """The text behind each mark."""
+
+    def hide(self, text: str) -> str:
+        mark = f"{self._nonce}{len(self.hidden):0{_INDEX_DIGITS}}"
+        self.hidden[mark] = text
+        return mark
+
+    def reveal(self, text: str) -> str:
+        return self._pattern.sub(lambda match: self.hidden.get(match[0], match[0]), text) if self.hidden else text

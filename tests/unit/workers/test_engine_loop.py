@@ -27,7 +27,7 @@ from model_registry.contract import (
 )
 from workers.engine.echo import BLOCK_SIZE, VOCAB_SIZE, ByteTokenizer, EchoEmbedder, EchoRunner, EchoSampler
 from workers.engine.engine import Engine, EngineLimits, EngineSizes
-from workers.engine.loop import EngineLoop
+from workers.engine.loop import NUM_TOKENIZER_THREADS, EngineLoop
 from workers.engine.paged_kv_cache import PagedKVCache
 from workers.engine.runner import StepPlan
 from workers.engine.sequence import Sequence
@@ -153,6 +153,54 @@ def test_an_abort_that_overtakes_the_tokenizer_wins(reader: Reader) -> None:
     reader.until_final("kept")
     loop.stop(WAIT_S)
     assert "gone" not in reader.seen
+
+
+def test_requests_that_are_aborted_while_they_wait_for_the_tokenizer_are_never_tokenized(reader: Reader) -> None:
+    release = threading.Event()
+    seen: list[str] = []
+    engine = make_engine()
+    prepare = engine.prepare
+
+    def slow_prepare(request: GenerationRequest) -> Sequence:
+        release.wait(WAIT_S)
+        seen.append(request.request_id)
+        return prepare(request)
+
+    engine.prepare = slow_prepare  # type: ignore[method-assign]
+    loop = EngineLoop(engine, reader.frames.put)
+    loop.start()
+    loop.submit(request(f"busy{index}", "abc") for index in range(NUM_TOKENIZER_THREADS))
+    loop.submit(request(f"gone{index}", "abc") for index in range(50))
+    loop.abort([f"gone{index}" for index in range(50)])
+    loop.submit([request("kept", "abc")])
+    release.set()
+    reader.until_final("kept")
+    loop.stop(WAIT_S)
+    assert sorted(seen) == ["busy0", "busy1", "kept"]
+
+
+def test_generations_never_wait_for_what_asks_for_tokens_only(reader: Reader) -> None:
+    release = threading.Event()
+    engine = make_engine()
+    answer = engine.answer
+
+    def slow_answer(request: GenerationRequest, task: Tokenize | Detokenize) -> SequenceOutput:
+        release.wait(WAIT_S)
+        return answer(request, task)
+
+    engine.answer = slow_answer  # type: ignore[method-assign]
+    loop = EngineLoop(engine, reader.frames.put)
+    loop.start()
+    prompt = TokenPrompt((97,))
+    for task in (Tokenize(), Detokenize(), Tokenize(), Detokenize()):
+        loop.submit([GenerationRequest(request_id=f"{task}", prompt=prompt, sampling=NOTHING, task=task)])
+    loop.submit([request("text", "abc")])
+    try:
+        assert reader.until_final("text").text == "abc"
+        assert list(reader.seen) == ["text"]
+    finally:
+        release.set()
+        loop.stop(WAIT_S)
 
 
 def test_an_engine_that_fails_reports_it_once() -> None:
