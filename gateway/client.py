@@ -58,6 +58,14 @@ async def recorded(record: RequestRecord, response: Awaitable[Response]) -> Resp
         raise
 
 
+async def unrecorded(response: Awaitable[Response]) -> Response:
+    """The response of an endpoint that is no model's, to a client that may hang up before. Raises `ApiError`."""
+    try:
+        return await response
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
 async def unless_gone(http: Request, work: Awaitable[T]) -> T:
     """The result of `work`, or `ClientGoneError` as soon as the client hangs up."""
     working = asyncio.ensure_future(work)

@@ -73,7 +73,8 @@ class Offline:
 
     def check_open(self) -> None:
         """Before a body is read for nothing."""
-        self._open  # noqa: B018
+        if self._stores is None:
+            raise FilesClosedError
 
     async def upload(self, content: AsyncIterable[bytes], name: str, fields: UploadFields) -> FileObject:
         with _faults_told():

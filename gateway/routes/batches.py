@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.client import parsed
+from gateway.client import parsed, unrecorded
 from gateway.errors import (
     BatchNotFoundError,
     FileMissingError,
@@ -48,6 +48,10 @@ _BODY: Final[dict[str, Any]] = {
     | openapi.errors(*openapi.BODY_ERRORS, FileMissingError, FilesClosedError, QueueFullError),
 )
 async def create_batch(http: Request) -> Response:
+    return await unrecorded(_create(http))
+
+
+async def _create(http: Request) -> Response:
     request = await parsed(http, BatchRequest.parse)
     return _json(encode(await _offline(http).create(request)))
 

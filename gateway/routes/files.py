@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
+from gateway.client import ClientGoneError, unrecorded
 from gateway.errors import (
     BodyTooLargeError,
     FileMissingError,
@@ -40,6 +42,10 @@ _ERRORS: Final = openapi.errors(InvalidRequestError, FileMissingError, FilesClos
     responses=openapi.success("The file.", FileObject) | openapi.errors(*openapi.BODY_ERRORS, FilesClosedError),
 )
 async def upload_file(http: Request) -> Response:
+    return await unrecorded(_upload(http))
+
+
+async def _upload(http: Request) -> Response:
     offline = _offline(http)
     offline.check_open()
     _check_sender(http)
@@ -95,11 +101,13 @@ def _check_sender(http: Request) -> None:
 
 
 async def _form(http: Request) -> FormData:
-    """Raises `ApiError`."""
+    """Raises `ApiError` or `ClientGoneError`."""
     if not http.headers.get("content-type", "").lower().startswith(FORM_TYPE):
         raise MediaTypeError(f"A file is uploaded in a body of content-type '{FORM_TYPE}'.")
     try:
         return await http.form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    except ClientDisconnect:
+        raise ClientGoneError from None
     except HTTPException as error:
         raise InvalidRequestError(f"We could not parse the form of your request: {error.detail}") from None
 

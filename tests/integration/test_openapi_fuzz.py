@@ -75,6 +75,7 @@ def fuzz(gateway: LiveGateway, num_examples: int, seed: int, folder: Path) -> No
     assert " 0 generated" not in done.stdout
 
 
+@pytest.mark.timeout(300)
 def test_what_the_document_allows_is_served_and_all_else_is_refused_in_openais_form(
     gateway: LiveGateway, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from gateway.endpoint import EXAMPLE_MODEL
 
 UNSAID = {
     "context_length_exceeded",  # of the model
+    "invalid_function_parameters",  # integers of more than 64 bits in a tool's schema
     "invalid_value",  # token ids beyond the model's vocabulary
     "integer_above_max_value",  # `n` and `best_of` beyond the operator's limit, `min_tokens` beyond `max_tokens`
 }
