@@ -21,7 +21,6 @@ from workers.engine.sampler import SampledToken, Sampler
 from workers.engine.sequence import Sequence
 from workers.engine.tokenizer import Tokenizer
 from workers.errors import LoadError
-from workers.runners.grammar import GrammarCompiler
 from workers.sources.progress import Progress
 
 __all__ = ["Initializer", "LoadedModel", "Progress"]
@@ -94,6 +93,9 @@ def embedding_only(
 
 def build_engine(entry: RegistryEntry, loaded: LoadedModel) -> Engine:
     """The engine around a loaded model, sized by the registry."""
+    # Only here: the pool's manager imports this module on machines that run no model.
+    from workers.runners.grammar import GrammarCompiler
+
     return Engine(
         loaded.runner,
         loaded.sampler,
