@@ -7,7 +7,6 @@ more of a field goes before one that says less.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -67,9 +66,10 @@ def rows_of(heading: str) -> tuple[Row, ...]:
     )
 
 
-def row_for(path: str, rows: Iterable[Row]) -> Row | None:
-    """The row that says most of the field."""
-    return max((row for row in rows if row.covers(path)), key=lambda row: len(row.path), default=None)
+@cache
+def row_for(path: str, heading: str) -> Row | None:
+    """The row below this heading that says most of the field."""
+    return max((row for row in rows_of(heading) if row.covers(path)), key=lambda row: len(row.path), default=None)
 
 
 def steps(path: str) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ class Endpoint:
     def samples_of(self, row: Row) -> list[Body]:
         """Those of the row's field, or of what that is in and which hold it; and those of what the row says inside."""
         around = [path for path in self.samples if row.path == path or row.path.startswith((f"{path}.", f"{path}["))]
-        inside = [path for path in self.samples if path != row.path and row_for(path, self.rows()) == row]
+        inside = [path for path in self.samples if path != row.path and row_for(path, self.heading) == row]
         of_it = [one for one in self.samples.get(max(around, key=len, default=""), ()) if holds(one, row.path)]
         return of_it + [one for path in inside for one in self.samples[path]]
 
@@ -109,8 +109,8 @@ HONOURED_AS_A_WHOLE = [(endpoint, row) for endpoint, row in EVERY_ROW if row.is_
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=str)
 def test_every_field_of_the_clients_types_has_a_row(endpoint: Endpoint) -> None:
-    rows = endpoint.rows()
-    assert [path for path in sorted(client_fields(endpoint.client_params)) if row_for(path, rows) is None] == []
+    fields = sorted(client_fields(endpoint.client_params))
+    assert [path for path in fields if row_for(path, endpoint.heading) is None] == []
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=str)
@@ -150,8 +150,8 @@ def test_a_row_is_what_the_server_does(endpoint: Endpoint, row: Row) -> None:
 def test_what_is_honoured_as_a_whole_is_taken_with_everything_the_client_knows_inside(
     endpoint: Endpoint, row: Row
 ) -> None:
-    rows, samples = endpoint.rows(), endpoint.samples_of(row)
-    inside = [path for path in client_fields(endpoint.client_params) if row_for(path, rows) == row]
+    samples = endpoint.samples_of(row)
+    inside = [path for path in client_fields(endpoint.client_params) if row_for(path, endpoint.heading) == row]
     assert [path for path in inside if not any(holds(sample, path) for sample in samples)] == []
 
 
