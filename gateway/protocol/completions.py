@@ -71,14 +71,19 @@ _TOKEN_IDS_SCHEMA: JsonDict = {
     "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX},
     "minItems": 1,
 }
-PROMPT_SCHEMA: JsonDict = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        _TOKEN_IDS_SCHEMA,
-        {"type": "array", "items": _TOKEN_IDS_SCHEMA, "minItems": 1},
-    ]
-}
+
+
+def prompts_schema(text: JsonDict, max_items: int | None = None) -> JsonDict:
+    """Of the four forms; `text` is the schema of one text."""
+    several: JsonDict = {"minItems": 1} if max_items is None else {"minItems": 1, "maxItems": max_items}
+    return {
+        "anyOf": [
+            text,
+            {"type": "array", "items": text, **several},
+            _TOKEN_IDS_SCHEMA,
+            {"type": "array", "items": _TOKEN_IDS_SCHEMA, **several},
+        ]
+    }
 
 
 class CompletionRequest(GenerationFields):
@@ -86,7 +91,7 @@ class CompletionRequest(GenerationFields):
 
     prompt: Annotated[tuple[OnePrompt, ...], BeforeValidator(several_prompts, json_schema_input_type=Any)] = Field(
         description="What to go on with: texts, or token ids. Each prompt gets `n` choices, prompt by prompt.",
-        json_schema_extra=PROMPT_SCHEMA,
+        json_schema_extra=prompts_schema({"type": "string"}),
     )
 
     best_of: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(
