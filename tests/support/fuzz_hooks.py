@@ -17,10 +17,15 @@ UNSAID = {
     "context_length_exceeded",  # of the model
     "invalid_function_parameters",  # integers of more than 64 bits in a tool's schema
     "invalid_value",  # token ids beyond the model's vocabulary
+    "previous_response_not_found",
     "integer_above_max_value",  # `n` and `best_of` beyond the operator's limit, `min_tokens` beyond `max_tokens`
 }
 RULES = re.compile(
     r"Missing required parameter: '(tool_choice|messages\[\d+\]|response_format)\."  # what its type or role needs
+    r"|Invalid type for 'messages\[\d+\]\.content': expected a string, but got null"
+    r"|Unsupported parameter: 'messages\[\d+\]\.\w+' is read in '\w+' messages only"
+    r"|Missing required parameter: 'prompt'"  # or `messages`
+    r"|Invalid 'input': array too long\. \d+ prompts make"  # than can be queued
     r"|No tool call found for function call output"
 )
 """Of parts of a body that need others."""
