@@ -11,11 +11,14 @@ import logging
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import ApiError, InvalidRequestError, MethodNotAllowedError, ServerError, UnknownUrlError
 
 logger = logging.getLogger(__name__)
+
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class ErrorMiddleware:
@@ -52,12 +55,21 @@ def error_response(error: ApiError) -> Response:
 async def framework_error(request: Request, error: Exception) -> Response:
     """Handler for what starlette's router raises by itself."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
     path = request.scope["path"]
     if status == 404:
         return error_response(UnknownUrlError(request.method, path))
     if status == 405:
-        return error_response(MethodNotAllowedError(request.method, path, headers.get("Allow", "another method")))
+        return error_response(MethodNotAllowedError(request.method, path, _allowed(request)))
     if status < 500:
         return JSONResponse(InvalidRequestError("The request cannot be served.").to_body(), status)
     return error_response(ServerError())
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path; the router itself names those of one route."""
+    found = (
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    )
+    return ", ".join(found)

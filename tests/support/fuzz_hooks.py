@@ -18,10 +18,12 @@ UNSAID = {
     "integer_above_max_value",  # `n` and `best_of` beyond the operator's limit, `min_tokens` beyond `max_tokens`
 }
 
+ABOUT_NO_MODEL = {"/v1/files", "/v1/batches"}
+
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
-    if is_positive(case) and isinstance(case.body, dict):
+    if is_positive(case) and isinstance(case.body, dict) and case.path not in ABOUT_NO_MODEL:
         keep_rules(case.body)
 
 
