@@ -11,6 +11,7 @@ import logging
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.error_bodies import error_body
@@ -18,6 +19,8 @@ from gateway.errors import ApiError, InvalidRequestError, MethodNotAllowedError,
 from gateway.protocol.responses import encode
 
 logger = logging.getLogger(__name__)
+
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 class ErrorMiddleware:
@@ -55,13 +58,21 @@ def error_response(error: ApiError, scope: Scope) -> Response:
 async def framework_error(request: Request, error: Exception) -> Response:
     """Handler for what starlette's router raises by itself."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
     path = request.scope["path"]
     if status == 404:
         return error_response(UnknownUrlError(request.method, path), request.scope)
     if status == 405:
-        allowed = headers.get("Allow", "another method")
-        return error_response(MethodNotAllowedError(request.method, path, allowed), request.scope)
+        return error_response(MethodNotAllowedError(request.method, path, _allowed(request)), request.scope)
     if status < 500:
         return JSONResponse(InvalidRequestError("The request cannot be served.").to_body(), status)
     return error_response(ServerError(), request.scope)
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path; the router itself names those of one route."""
+    found = (
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    )
+    return ", ".join(found)

@@ -256,6 +256,11 @@ def test_a_client_that_hangs_up_in_its_upload_leaves_nothing(
     assert "failed" not in caplog.text
 
 
+def test_a_method_that_is_not_allowed_is_told_all_that_are(gateway: LiveGateway) -> None:
+    assert httpx.put(f"{gateway.url}/v1/files").headers["allow"] == "GET, POST"
+    assert httpx.put(f"{gateway.url}/v1/files/file-a").headers["allow"] == "DELETE, GET"
+
+
 def test_files_and_their_sum_are_bounded(worker: tuple[LiveWorker, RegistryEntry], tmp_path: Path) -> None:
     with (
         serving(worker, tmp_path, max_file_bytes=700_000, files_max_bytes=1024 * 1024) as gateway,
