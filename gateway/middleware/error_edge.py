@@ -7,13 +7,17 @@ a traceback in the log under the request's id. Also turns the framework's own 40
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import ApiError, InvalidRequestError, MethodNotAllowedError, ServerError, UnknownUrlError
+
+_METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +56,21 @@ def error_response(error: ApiError) -> Response:
 async def framework_error(request: Request, error: Exception) -> Response:
     """Handler for what starlette's router raises by itself."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
     path = request.scope["path"]
     if status == 404:
         return error_response(UnknownUrlError(request.method, path))
     if status == 405:
-        return error_response(MethodNotAllowedError(request.method, path, headers.get("Allow", "another method")))
+        return error_response(MethodNotAllowedError(request.method, path, ", ".join(_methods_of(request))))
     if status < 500:
         return JSONResponse(InvalidRequestError("The request cannot be served.").to_body(), status)
     return error_response(ServerError())
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Those that the request's URL takes. The router's own answer knows those of one route only."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    return [
+        method
+        for method, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    ]

@@ -71,14 +71,22 @@ _TOKEN_IDS_SCHEMA: JsonDict = {
     "items": {"type": "integer", "minimum": 0, "maximum": INT32_MAX},
     "minItems": 1,
 }
-PROMPT_SCHEMA: JsonDict = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        _TOKEN_IDS_SCHEMA,
-        {"type": "array", "items": _TOKEN_IDS_SCHEMA, "minItems": 1},
-    ]
-}
+
+
+def prompts_schema(min_chars: int, max_prompts: int | None = None) -> JsonDict:
+    """Of what `several_prompts` takes, where there are further limits."""
+    text: JsonDict = {"type": "string", "minLength": min_chars}
+    several: JsonDict = {"type": "array", "minItems": 1}
+    if max_prompts is not None:
+        several["maxItems"] = max_prompts
+    return {
+        "anyOf": [
+            text,
+            {**several, "items": text},
+            _TOKEN_IDS_SCHEMA,
+            {**several, "items": _TOKEN_IDS_SCHEMA},
+        ]
+    }
 
 
 class CompletionRequest(GenerationFields):
@@ -86,7 +94,7 @@ class CompletionRequest(GenerationFields):
 
     prompt: Annotated[tuple[OnePrompt, ...], BeforeValidator(several_prompts, json_schema_input_type=Any)] = Field(
         description="What to go on with: texts, or token ids. Each prompt gets `n` choices, prompt by prompt.",
-        json_schema_extra=PROMPT_SCHEMA,
+        json_schema_extra=prompts_schema(min_chars=0),
     )
 
     best_of: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(

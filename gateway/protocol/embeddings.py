@@ -9,7 +9,7 @@ import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from gateway.errors import InvalidRequestError
-from gateway.protocol.completions import PROMPT_SCHEMA, OnePrompt, several_prompts
+from gateway.protocol.completions import OnePrompt, prompts_schema, several_prompts
 from gateway.protocol.fields import INT32_MAX, Body
 from gateway.protocol.validation import invalid
 
@@ -29,7 +29,7 @@ class EmbeddingRequest(Body):
 
     input: Annotated[tuple[OnePrompt, ...], BeforeValidator(several_prompts, json_schema_input_type=Any)] = Field(
         description=f"Texts, or token ids: one, or up to {MAX_INPUTS}. Each gets one vector.",
-        json_schema_extra=PROMPT_SCHEMA,
+        json_schema_extra=prompts_schema(min_chars=1, max_prompts=MAX_INPUTS),
     )
     encoding_format: Annotated[str | None, AfterValidator(_format)] = Field(
         None,
