@@ -144,8 +144,7 @@ def test_what_a_validator_refuses_the_document_does_not_allow(path: str, fields:
     body = content["example"] | fields
     with pytest.raises(ApiError):
         REQUESTS[path].parse(json.dumps(body).encode(), max_choices=1)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(body, content["schema"])
+    assert not jsonschema.Draft202012Validator(content["schema"]).is_valid(body)
 
 
 def test_every_endpoint_with_a_body_is_tested_here() -> None:
