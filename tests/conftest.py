@@ -5,6 +5,7 @@ a tiny random one, made on the spot, and the real small one of the zoo. Heavy im
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,12 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Their ids are 0, 1 and 2; the last one ends a generation."""
 VOCAB_SIZE = 320
 FIRST_FETCH_TIMEOUT_S = 600
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has made stays to the end: the collector of garbage need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

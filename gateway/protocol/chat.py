@@ -249,7 +249,9 @@ class ChatCompletionRequest(GenerationFields):
     parallel_tool_calls: bool | None = Field(None, description="Whether one answer may have several calls; true.")
     chat_template_kwargs: TemplateKwargs = Field(None, description="Variables of the model's chat template.")
     reasoning_effort: Annotated[str | None, AfterValidator(_reasoning_effort)] = Field(
-        None, description="How much to think, where the model's chat template knows about it."
+        None,
+        description="How much to think, where the model's chat template knows about it.",
+        json_schema_extra={"enum": [None, *REASONING_EFFORTS]},
     )
     add_generation_prompt: bool | None = Field(
         None, description="False only with `continue_final_message`, where it may also be left out."

@@ -73,15 +73,18 @@ _TOKEN_IDS_SCHEMA: JsonDict = {
 }
 
 
-def prompts_schema(text: JsonDict, max_items: int | None = None) -> JsonDict:
-    """Of the four forms; `text` is the schema of one text."""
-    several: JsonDict = {"minItems": 1} if max_items is None else {"minItems": 1, "maxItems": max_items}
+def prompts_schema(min_chars: int, max_prompts: int | None = None) -> JsonDict:
+    """Of what `several_prompts` takes, where there are further limits."""
+    text: JsonDict = {"type": "string", "minLength": min_chars}
+    several: JsonDict = {"type": "array", "minItems": 1}
+    if max_prompts is not None:
+        several["maxItems"] = max_prompts
     return {
         "anyOf": [
             text,
-            {"type": "array", "items": text, **several},
+            {**several, "items": text},
             _TOKEN_IDS_SCHEMA,
-            {"type": "array", "items": _TOKEN_IDS_SCHEMA, **several},
+            {**several, "items": _TOKEN_IDS_SCHEMA},
         ]
     }
 
@@ -91,7 +94,7 @@ class CompletionRequest(GenerationFields):
 
     prompt: Annotated[tuple[OnePrompt, ...], BeforeValidator(several_prompts, json_schema_input_type=Any)] = Field(
         description="What to go on with: texts, or token ids. Each prompt gets `n` choices, prompt by prompt.",
-        json_schema_extra=prompts_schema({"type": "string"}),
+        json_schema_extra=prompts_schema(min_chars=0),
     )
 
     best_of: Annotated[int | None, Field(ge=1), AfterValidator(within_max_choices)] = Field(

@@ -28,7 +28,7 @@ class EmbeddingRequest(Body):
 
     input: Annotated[tuple[OnePrompt, ...], BeforeValidator(several_prompts, json_schema_input_type=Any)] = Field(
         description=f"Texts, or token ids: one, or up to {MAX_INPUTS}. Each gets one vector.",
-        json_schema_extra=prompts_schema({"type": "string", "minLength": 1}, MAX_INPUTS),
+        json_schema_extra=prompts_schema(min_chars=1, max_prompts=MAX_INPUTS),
     )
     encoding_format: Annotated[str | None, AfterValidator(_format)] = Field(
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.chat import MAX_TOP_LOGPROBS
@@ -37,6 +37,9 @@ def includable(name: str) -> str:
         return name
     supported = ", ".join(f"'{one}'" for one in INCLUDABLE)
     raise invalid("invalid_value", f"Invalid value for '{{param}}'. Supported values are: {supported}.")
+
+
+Includable = Annotated[str, AfterValidator(includable), WithJsonSchema({"type": "string", "enum": list(INCLUDABLE)})]
 
 
 class _Tool(RequestModel):
@@ -154,7 +157,7 @@ class ResponseRequest(SamplingFields):
         None, description="False: this response is not kept. Otherwise it is where the gateway has a store."
     )
     max_output_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="Tokens generated at most.")
-    include: list[Annotated[str, AfterValidator(includable)]] | None = Field(
+    include: list[Includable] | None = Field(
         None, description=f"`{LOGPROBS}` tells how likely each generated token was; the others add nothing here."
     )
     top_logprobs: int | None = Field(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, tag, text_or_list
 
@@ -184,6 +185,6 @@ InputItem = Annotated[
     | Annotated[FunctionCallOutput, Tag(tag("function_call_output"))]
     | Annotated[Reasoning, Tag(tag("reasoning"))]
     | Annotated[ItemReference, Tag(tag("item_reference"))]
-    | Annotated[_UnknownItem, Tag(tag(_UNKNOWN))],
+    | Annotated[SkipJsonSchema[_UnknownItem], Tag(tag(_UNKNOWN))],
     Discriminator(_kind),
 ]

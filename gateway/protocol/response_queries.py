@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from gateway.protocol.response_create import includable
+from gateway.protocol.response_create import Includable
 from gateway.protocol.validation import RequestModel, only_neutral
 
 MAX_LISTED = 100
@@ -16,7 +16,7 @@ MAX_LISTED = 100
 class _Query(RequestModel):
     """Every value is a text; what may be given several times is a list."""
 
-    include: list[Annotated[str, AfterValidator(includable)]] | None = Field(
+    include: list[Includable] | None = Field(
         None, description="Accepted without effect: what is kept is told as it was."
     )
 

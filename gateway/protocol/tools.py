@@ -78,7 +78,9 @@ class FunctionDefinition(RequestModel):
     name: FunctionName = Field(description="The function's name.")
     description: str | None = Field(None, description="What it does and when to call it; the model reads this.")
     parameters: Annotated[dict[str, Any] | None, AfterValidator(object_schema)] = Field(
-        None, description="JSON schema of the arguments."
+        None,
+        description="JSON schema of the arguments.",
+        json_schema_extra={"properties": {"type": {"const": "object", "description": "What arguments are."}}},
     )
     strict: bool | None = Field(None, description="Have the arguments follow the schema, by constrained decoding.")
 

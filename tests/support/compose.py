@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +55,12 @@ def interpolated(text: str, environment: Mapping[str, str]) -> str:
 
 def compose_document(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The whole file, as `docker compose config` would show it."""
-    document: dict[str, Any] = yaml.safe_load(interpolated(COMPOSE_FILE.read_text(encoding="utf-8"), environment or {}))
+    return deepcopy(_document(frozenset((environment or {}).items())))
+
+
+@cache
+def _document(environment: frozenset[tuple[str, str]]) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(interpolated(COMPOSE_FILE.read_text(encoding="utf-8"), dict(environment)))
     return document
 
 

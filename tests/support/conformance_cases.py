@@ -6,7 +6,7 @@ The echo engine's every answer is known; SmolLM2 is for where the text matters. 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from openai.types import completion_create_params as text_params
@@ -86,6 +86,22 @@ INTERACTING = (
     "no end", "usage", "nulls", "logprobs", "top logprobs",
 )  # fmt: skip
 """Those that change where a text ends, how many there are, or what is told of it: what else shapes it meets them."""
+
+
+TOGETHER = {
+    "sampling": ("a temperature", "a nucleus", "the likeliest", "the likely"),
+    "penalties": ("presence", "frequency", "repetition", "a bias"),
+}
+
+
+def for_pairs(parameters: Mapping[str, Fields]) -> dict[str, Fields]:
+    """With those as one that change nothing but how a token is chosen."""
+    merged = {
+        name: {field: value for one in ones for field, value in parameters[one].items()}
+        for name, ones in TOGETHER.items()
+    }
+    in_groups = {one for ones in TOGETHER.values() for one in ones}
+    return merged | {name: fields for name, fields in parameters.items() if name not in in_groups}
 
 
 def as_client_call(fields: Fields, known: Collection[str]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from tests.support.conformance_cases import (
     TEXT_FIELDS,
     TEXT_PARAMETERS,
     as_client_call,
+    for_pairs,
     without_stream_options,
 )
 
@@ -123,10 +124,9 @@ def test_a_form_holds_beside_tools_where_no_call_is_made(http: httpx.Client, for
 
 
 def test_a_model_that_would_say_something_else_fits_too(http: httpx.Client) -> None:
-    for form in ("a choice", "OpenAI's schema"):
-        fields = {**CHAT_FORMS[form], "temperature": 1.5, "seed": 4, "max_tokens": 64}
-        (answer,) = both_ways(http, CHAT, SMOLLM2, fields).answers
-        assert fits(fields, answer["content"])
+    fields = {**CHAT_FORMS["a choice"], "temperature": 1.5, "seed": 4}
+    (answer,) = both_ways(http, CHAT, SMOLLM2, fields).answers
+    assert fits(fields, answer["content"])
 
 
 # Through the client
@@ -274,11 +274,10 @@ ECHOED: dict[str, Fields] = {
     "echoed only": {"echo": True, "max_tokens": 0, "min_tokens": None},
     "echoed with logprobs": {"echo": True, "logprobs": 2},
 }
-LIMITS = ("a limit", "no end", "nulls")
 CONTRADICTING = [(one, "its format") for one in ECHOED]
 
 
-@pytest.mark.parametrize("fields", one_by_one(ECHOED) + across(ECHOED, TEXT_PARAMETERS, but=CONTRADICTING))
+@pytest.mark.parametrize("fields", one_by_one(ECHOED) + across(ECHOED, for_pairs(TEXT_PARAMETERS), but=CONTRADICTING))
 def test_a_streamed_echo_is_the_whole_one(http: httpx.Client, fields: Fields) -> None:
     answered = both_ways(http, TEXT, ECHO, fields)
     if fields.get("max_tokens") == 0:

@@ -30,6 +30,7 @@ from tests.support.conformance_cases import (
     TEXT_FIELDS,
     TEXT_PARAMETERS,
     as_client_call,
+    for_pairs,
     without_stream_options,
 )
 
@@ -38,12 +39,12 @@ pytestmark = pytest.mark.timeout(600)  # the first start may have to fetch the m
 # Streamed and whole
 
 
-@pytest.mark.parametrize("fields", one_by_one(TEXT_PARAMETERS) + in_pairs(TEXT_PARAMETERS, but=NEEDS_TEXT))
+@pytest.mark.parametrize("fields", one_by_one(TEXT_PARAMETERS) + in_pairs(for_pairs(TEXT_PARAMETERS), but=NEEDS_TEXT))
 def test_a_streamed_text_of_the_echo_is_the_whole_one(http: httpx.Client, fields: Fields) -> None:
     both_ways(http, TEXT, ECHO, fields)
 
 
-@pytest.mark.parametrize("fields", one_by_one(CHAT_PARAMETERS) + in_pairs(CHAT_PARAMETERS))
+@pytest.mark.parametrize("fields", one_by_one(CHAT_PARAMETERS) + in_pairs(for_pairs(CHAT_PARAMETERS)))
 def test_a_streamed_chat_of_the_echo_is_the_whole_one(http: httpx.Client, fields: Fields) -> None:
     both_ways(http, CHAT, ECHO, fields)
 

@@ -70,17 +70,19 @@ def test_a_text_comes_back_from_its_tokens(http: httpx.Client, model: str, text:
     assert len(told["token_strs"]) == told["count"]
 
 
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (model, text)
+        for model in MODELS
+        for text in TEXTS.values()
+        if text or model == ECHO  # the other has no token to begin with, so there would be nothing to go on with
+    ],
+)
 def test_a_text_counts_as_a_completion_says(http: httpx.Client, model: str, text: str) -> None:
-    if model == SMOLLM2 and not text:
-        pytest.skip("this model has no beginning of its own, so that there would be nothing to go on with")
     answered = TEXT.ask(http, model, {"prompt": text, "max_tokens": 1})
     assert answered.usage is not None
-    told = tokenize(http, model, prompt=text)
-    assert told["count"] == answered.usage["prompt_tokens"]
-    of_tokens = TEXT.ask(http, model, {"prompt": told["tokens"], "max_tokens": 1})
-    assert of_tokens.usage is not None
+    assert tokenize(http, model, prompt=text)["count"] == answered.usage["prompt_tokens"]
 
 
 @pytest.mark.parametrize("fields", one_by_one(CONVERSATIONS))

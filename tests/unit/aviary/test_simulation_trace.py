@@ -84,8 +84,8 @@ def test_its_load_is_lowest_at_the_ends_and_highest_in_the_middle() -> None:
 
 
 def test_bursts_multiply_the_load_while_they_last() -> None:
-    calm = Workload(requests_per_s=5.0, duration_s=7200.0)
-    bursty = Workload(requests_per_s=5.0, duration_s=7200.0, bursts_per_hour=5, burst_factor=10, burst_s=30)
+    calm = Workload(requests_per_s=5.0, duration_s=2400.0)
+    bursty = Workload(requests_per_s=5.0, duration_s=2400.0, bursts_per_hour=5, burst_factor=10, burst_s=30)
     trace = synthetic_trace(bursty, "x")
     counts = Counter(int(arrival // 10) for arrival in trace.arrivals)
     assert max(counts.values()) > 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 
 from gateway import app
@@ -37,3 +38,19 @@ async def test_an_unexpected_error_of_the_pool_does_not_blind_the_gateway(
         await asyncio.sleep(0.1)
         assert application.state.dispatcher.can_serve
     assert "not expected" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/responses/resp_1", "DELETE, GET"),
+        ("/v1/responses", "POST"),
+        ("/v1/models/some/model", "GET"),
+        ("/live", "GET, HEAD"),
+    ],
+)
+async def test_a_url_that_does_not_take_a_method_says_which_it_takes(path: str, allowed: str) -> None:
+    application = create_app(GatewaySettings(), StaticPool(pool_view()), connect_to({}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://gateway") as client:
+        response = await client.put(path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)

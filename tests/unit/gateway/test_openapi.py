@@ -138,6 +138,30 @@ def test_the_example_of_a_batch_is_one() -> None:
     BatchRequest.parse(json.dumps(content["example"]).encode())
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"reasoning_effort": "huge"}),
+        ("/v1/chat/completions", {"tool_choice": "perhaps"}),
+        ("/v1/chat/completions", {"tools": [{"type": "custom", "function": {"name": "a"}}]}),
+        ("/v1/chat/completions", {"tools": [{"type": "function", "function": {"name": "two words"}}]}),
+        ("/v1/chat/completions",
+         {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}),
+        ("/v1/responses", {"input": [{"type": "web_search_call"}]}),
+        ("/v1/responses", {"input": [{"role": "robot", "content": "hi"}]}),
+        ("/v1/responses", {"include": ["everything"]}),
+        ("/v1/embeddings", {"input": ""}),
+        ("/v1/embeddings", {"input": ["a"] * 2049}),
+    ],
+)  # fmt: skip
+def test_what_a_validator_refuses_the_document_does_not_allow(path: str, fields: dict[str, Any]) -> None:
+    content = body_of(path)
+    body = content["example"] | fields
+    with pytest.raises(ApiError):
+        REQUESTS[path].parse(json.dumps(body).encode(), max_choices=1)
+    assert not jsonschema.Draft202012Validator(content["schema"]).is_valid(body)
+
+
 def test_every_endpoint_with_a_body_is_tested_here() -> None:
     assert {path for path, _, operation in operations() if "requestBody" in operation} == {
         *REQUESTS,

@@ -9,7 +9,7 @@ import time
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLParserLimits
 
@@ -131,6 +131,7 @@ def test_a_stop_still_ends_it() -> None:
     assert (output.text, output.finish_reason) == ('{"name": "Ada"', FinishReason.STOP)
 
 
+@settings(max_examples=30)  # each compiles several grammars
 @given(
     st.lists(
         st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8), min_size=1, max_size=4
