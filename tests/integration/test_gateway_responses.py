@@ -163,9 +163,12 @@ def test_a_conversation_goes_on_from_what_is_kept(client: openai.OpenAI, worker:
 
 def test_the_output_can_be_sent_back_as_it_came_or_by_reference(client: openai.OpenAI, worker: TalkingWorker) -> None:
     reply = client.responses.create(**HELLO, include=["message.output_text.logprobs"])
-    again: list[Any] = [*reply.output, {"type": "item_reference", "id": reply.output[0].id or ""}]
+    reference = {"type": "item_reference", "id": reply.output[0].id or ""}
+    again: list[Any] = [*reply.output, {"role": "user", "content": "Again?"}, reference]
     client.responses.create(model=MODEL, input=again, store=False)
-    assert [message.content for message in messages_of(worker)] == ["Hello, wörld"] * 2
+    assert [(message.role, message.content) for message in messages_of(worker)] == [
+        ("assistant", "Hello, wörld"), ("user", "Again?"), ("assistant", "Hello, wörld"),
+    ]  # fmt: skip
 
 
 def test_a_response_is_read_listed_and_deleted(client: openai.OpenAI) -> None:
