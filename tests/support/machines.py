@@ -21,10 +21,12 @@ from typing import Final, Self, TypeVar
 
 import psutil
 
+from tests.support.gateways import wait_for
 from tests.support.name_server import NameServer
 
 SUBNET: Final = "10.213.7"
 CLONE_NEWNET: Final = 0x40000000
+START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 30.0
 OURS: Final = ("setpriv", "--pdeathsig", "KILL")
 """Begins what must not outlive this process, however that ends."""
@@ -106,6 +108,7 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 cwd=self.files,
             )
+        wait_for(lambda: not self.is_on or bool(self._children()), START_TIMEOUT_S)
 
     def run(
         self, command: Sequence[str], environment: Mapping[str, str], timeout_s: float
@@ -152,8 +155,12 @@ class Machine:
 
     @property
     def _init(self) -> psutil.Process:
+        return self._children()[0]
+
+    def _children(self) -> list[psutil.Process]:
+        """Its first process, as soon as there is one: what makes the namespaces is outside of them."""
         assert self.process is not None
-        return psutil.Process(self.process.pid).children()[0]
+        return psutil.Process(self.process.pid).children()
 
 
 class Network:
