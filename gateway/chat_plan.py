@@ -41,6 +41,22 @@ class ChatPlan:
     new_reader: Callable[[], AnswerReader]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedWork:
+    """What every `Work` of one plan has in common: the endpoint adds the reply."""
+
+    model_id: str
+    plan: ChatPlan
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return (self.plan.prompt,)
+
+    @property
+    def sampling(self) -> tuple[SamplingParams, ...]:
+        return self.plan.sampling
+
+
 def chat_plan(conversation: Conversation, model: ModelView, sampling: Sequence[SamplingParams]) -> ChatPlan:
     """`sampling` are those that the request asks for, with what it says of the form of the text.
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.answer_format import answer_format_of
 from gateway.call import Call
-from gateway.chat_plan import ChatPlan, Conversation, chat_plan
+from gateway.chat_plan import ChatPlan, Conversation, PlannedWork, chat_plan
 from gateway.endpoint import EXAMPLE_MODEL, Endpoint
 from gateway.error_bodies import ANTHROPIC_PATH
 from gateway.errors import UnsupportedParameterError
@@ -29,7 +29,6 @@ from model_registry.contract import (
     Constraint,
     ConstraintKind,
     ModelView,
-    Prompt,
     SamplingParams,
     SequenceOutput,
     Tokenize,
@@ -45,20 +44,10 @@ _EXAMPLE: Final[dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageWork:
+class MessageWork(PlannedWork):
     """One sequence, that becomes one message."""
 
-    model_id: str
     request_id: str
-    plan: ChatPlan
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        return (self.plan.prompt,)
-
-    @property
-    def sampling(self) -> tuple[SamplingParams, ...]:
-        return self.plan.sampling
 
     def begin(self, stream: OutputStream, request: MessageRequest) -> MessageReply:
         return MessageReply(

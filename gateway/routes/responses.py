@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import Response as HttpResponse
 
 from gateway.call import Call
-from gateway.chat_plan import ChatPlan, Conversation, chat_plan
+from gateway.chat_plan import Conversation, PlannedWork, chat_plan
 from gateway.constraints import ANY_OBJECT
 from gateway.conversation import Json, chat_messages
 from gateway.endpoint import EXAMPLE_MODEL, Endpoint
@@ -33,7 +33,7 @@ from gateway.protocol.responses import encode
 from gateway.response_ids import new_response_id
 from gateway.response_reply import ResponseReply
 from gateway.sampling import sampling_params
-from model_registry.contract import Constraint, ConstraintKind, ModelView, Prompt, SamplingParams
+from model_registry.contract import Constraint, ConstraintKind, ModelView, SamplingParams
 
 router = APIRouter()
 
@@ -41,24 +41,14 @@ _KEPT_ERRORS: Final = openapi.errors(InvalidRequestError, ResponseNotFoundError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseWork:
+class ResponseWork(PlannedWork):
     """One sequence, that becomes one response."""
 
-    model_id: str
-    plan: ChatPlan
     params: SamplingParams
     """As the request asks for them."""
     new_items: tuple[KeptItem, ...]
     """Of the conversation, for those that go on with it."""
     kept: KeptResponses
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        return (self.plan.prompt,)
-
-    @property
-    def sampling(self) -> tuple[SamplingParams, ...]:
-        return self.plan.sampling
 
     def begin(self, stream: OutputStream, request: ResponseRequest) -> ResponseReply:
         begun = _begun(request, self.model_id, self.params, is_kept=self.kept.keeps(request.store))
