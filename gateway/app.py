@@ -30,7 +30,7 @@ from gateway.metrics import Metrics
 from gateway.middleware.body_limit import BodyLimitMiddleware
 from gateway.middleware.error_edge import ErrorMiddleware, framework_error
 from gateway.middleware.request_id import RequestIdMiddleware
-from gateway.offline import Offline, OfflineStores
+from gateway.offline import Offline
 from gateway.pool import PoolSource
 from gateway.protocol import openapi
 from gateway.routes import (
@@ -50,7 +50,7 @@ from gateway.routes import (
 from gateway.routes.admin import Reload
 from gateway.settings import GatewaySettings
 from gateway.sse import configure_library
-from gateway.start_check import response_store
+from gateway.start_check import offline_stores, response_store
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,13 @@ def create_app(
 def _add_batches(app: FastAPI, settings: GatewaySettings) -> None:
     """The stores of files and batches and who runs these, where there is a folder for them."""
     app.state.offline_stores = app.state.batch_runner = None
-    if settings.files is None:
+    stores = offline_stores(settings)
+    if stores is None:
         app.state.offline = Offline(None, on_work=lambda: None)
         return
-    stores = OfflineStores(settings.files, max_bytes=settings.files_max_bytes, keep_s=settings.files_ttl_s)
     parts = FeedParts(
-        store=stores.batches,
+        batches=stores.batches,
+        lines=stores.lines,
         files=stores.files,
         dispatcher=app.state.dispatcher,
         metrics=app.state.metrics,
@@ -134,6 +135,7 @@ def _add_batches(app: FastAPI, settings: GatewaySettings) -> None:
     )
     runner = BatchRunner(
         stores.batches,
+        stores.lines,
         stores.files,
         app.state.dispatcher,
         app.state.metrics,

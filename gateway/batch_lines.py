@@ -11,8 +11,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.batch_store import Line, LineResult
 from gateway.errors import ApiError, shortened
+from gateway.line_store import Line, LineResult
 from gateway.protocol.batches import BatchError, BatchUsage, InputDetails, OutputDetails
 from gateway.protocol.responses import encode
 

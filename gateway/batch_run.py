@@ -16,10 +16,11 @@ from typing import IO, Final
 
 from gateway.batch_lines import CANCELLED, EXPIRED, WrongInputError, read_input, unanswered
 from gateway.batch_states import ForbiddenChangeError
-from gateway.batch_store import Line, Outcome
+from gateway.batch_store import Outcome
 from gateway.begun_reply import Begins
 from gateway.errors import ModelNotFoundError
 from gateway.line_feed import FeedParts, LineFeed, LineOutcome
+from gateway.line_store import Line
 from gateway.middleware.request_id import new_request_id
 from gateway.protocol.batches import Batch, BatchError, BatchErrors, BatchStatus
 from gateway.protocol.files import FileObject
@@ -53,7 +54,7 @@ class BatchRun:
         """To its end, or until the gateway drains. Raises `StoreError`, `LeaseLostError`, alone or in a group."""
         is_going_on = True
         while is_going_on:
-            batch = await self._parts.store.owned(self.batch_id, self._owner)
+            batch = await self._parts.batches.owned(self.batch_id, self._owner)
             with suppress(ForbiddenChangeError):  # it was cancelled meanwhile
                 is_going_on = await self._advance(batch)
 
@@ -71,19 +72,19 @@ class BatchRun:
     # The input
 
     async def _validate(self, batch: Batch) -> bool:
-        store = self._parts.store
+        batches, kept_lines = self._parts.batches, self._parts.lines
         path = self._parts.files.path(batch.input_file_id)
         try:
             lines = await asyncio.to_thread(self._read_input, path, batch.endpoint)
         except WrongInputError as error:
-            await store.fail(batch.id, self._owner, BatchErrors(data=error.errors))
+            await batches.fail(batch.id, self._owner, BatchErrors(data=error.errors))
             return False
-        await store.clear_lines(batch.id, self._owner)
+        await kept_lines.clear(batch.id, self._owner)
         for start in range(0, len(lines), _WRITTEN_LINES):
-            await store.put_lines(batch.id, self._owner, lines[start : start + _WRITTEN_LINES])
+            await kept_lines.put(batch.id, self._owner, lines[start : start + _WRITTEN_LINES])
         models = {line.model for line in lines}
         model = models.pop() if len(models) == 1 else None
-        await store.change(batch.id, self._owner, BatchStatus.IN_PROGRESS, model=model)
+        await batches.change(batch.id, self._owner, BatchStatus.IN_PROGRESS, model=model)
         return True
 
     def _read_input(self, path: Path, endpoint: str) -> list[Line]:
@@ -119,12 +120,12 @@ class BatchRun:
             await asyncio.gather(*both, return_exceptions=True)
         if was_fed and not feeding.result():
             return False
-        await self._parts.store.change(batch.id, self._owner, BatchStatus.FINALIZING)
+        await self._parts.batches.change(batch.id, self._owner, BatchStatus.FINALIZING)
         return True
 
     async def _feed(self, batch: Batch) -> bool:
         """Whether every line has a result."""
-        models = await self._parts.store.open_models(batch.id)
+        models = await self._parts.lines.open_models(batch.id)
         endpoint = self._endpoints[batch.endpoint]
         feeds = [LineFeed(batch, self._owner, model, endpoint, self._parts) for model in models]
         async with asyncio.TaskGroup() as group:
@@ -134,8 +135,8 @@ class BatchRun:
     # The files
 
     async def _finish(self, batch: Batch) -> None:
-        store = self._parts.store
-        expires_s = await store.output_expires_s(batch.id)
+        batches = self._parts.batches
+        expires_s = await batches.output_expires_s(batch.id)
         reason = CANCELLED if batch.status is BatchStatus.CANCELLING else EXPIRED
         num_unanswered = batch.request_counts.total - batch.request_counts.completed - batch.request_counts.failed
         output = await self._write(batch, "output", self._results(batch, is_success=True), expires_s)
@@ -145,7 +146,7 @@ class BatchRun:
             status = BatchStatus.EXPIRED
         outcome = Outcome(status=status, output_file=output, error_file=errors, num_unanswered=num_unanswered)
         try:
-            await store.finish(batch.id, self._owner, outcome)
+            await batches.finish(batch.id, self._owner, outcome)
         except BaseException:
             for file in filter(None, (output, errors)):
                 await self._parts.files.discard(file)
@@ -173,7 +174,7 @@ class BatchRun:
 
     async def _results(self, batch: Batch, *, is_success: bool) -> AsyncIterator[bytes]:
         after = 0
-        while page := await self._parts.store.results(batch.id, is_success=is_success, after=after, limit=_PAGE):
+        while page := await self._parts.lines.results(batch.id, is_success=is_success, after=after, limit=_PAGE):
             yield b"".join(text for _, text in page)
             after = page[-1][0]
 
@@ -182,7 +183,7 @@ class BatchRun:
         async for page in self._results(batch, is_success=False):
             yield page
         after = 0
-        while lines := await self._parts.store.open_lines(batch.id, None, after=after, limit=_PAGE):
+        while lines := await self._parts.lines.open_lines(batch.id, None, after=after, limit=_PAGE):
             yield b"".join(unanswered(line, new_request_id(), reason) for line in lines)
             after = lines[-1].number
 

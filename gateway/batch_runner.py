@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from typing import Final
@@ -19,6 +18,7 @@ from gateway.batch_run import BatchRun
 from gateway.batch_store import BatchStore, LeaseLostError
 from gateway.dispatch import Dispatcher
 from gateway.file_store import FileStore
+from gateway.line_store import LineStore
 from gateway.metrics import Metrics
 from gateway.protocol.batches import Batch, BatchStatus
 from gateway.store_file import StoreError
@@ -42,9 +42,16 @@ class BatchRunner:
     """Of one gateway process."""
 
     def __init__(
-        self, store: BatchStore, files: FileStore, dispatcher: Dispatcher, metrics: Metrics, new_run: NewRun
+        self,
+        batches: BatchStore,
+        lines: LineStore,
+        files: FileStore,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        new_run: NewRun,
     ) -> None:
-        self._store = store
+        self._batches = batches
+        self._lines = lines
         self._files = files
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -53,7 +60,6 @@ class BatchRunner:
         self._runs: dict[str, BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
-        self._sweep_at = 0.0
 
     def wake(self) -> None:
         """A batch has come, or one was cancelled."""
@@ -61,6 +67,7 @@ class BatchRunner:
 
     async def run(self) -> None:
         """For ever; ends by cancellation, and gives back what it has."""
+        sweeping = asyncio.create_task(self._sweep_now_and_then(), name="sweep batches")
         try:
             while True:
                 self._woken.clear()
@@ -72,7 +79,7 @@ class BatchRunner:
                     async with asyncio.timeout(LEASE_S / LOOKS_PER_LEASE):
                         await self._woken.wait()
         finally:
-            tasks = list(self._tasks.values())
+            tasks = [sweeping, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -80,19 +87,26 @@ class BatchRunner:
     async def _look(self) -> None:
         await self._keep()
         if not self._dispatcher.is_draining:
-            for batch in await self._store.claim(self._owner, lease_s=LEASE_S, limit=MAX_RUNS - len(self._runs)):
+            for batch in await self._batches.claim(self._owner, lease_s=LEASE_S, limit=MAX_RUNS - len(self._runs)):
                 self._start(batch)
-        if time.monotonic() >= self._sweep_at:
-            self._sweep_at = time.monotonic() + SWEEP_INTERVAL_S
-            await self._store.sweep()
-            await self._files.sweep()
-        for status, count in (await self._store.num_by_status()).items():
+        for status, count in (await self._batches.num_by_status()).items():
             self._metrics.batches(status.value, count)
+
+    async def _sweep_now_and_then(self) -> None:
+        """Beside the looks: leases do not wait until there is nothing left to remove."""
+        while True:
+            try:
+                await self._lines.sweep()
+                await self._batches.sweep()
+                await self._files.sweep()
+            except Exception:  # the edge of a task nobody awaits: without it nothing would be removed any more
+                logger.exception("what is over cannot be removed; trying again")
+            await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def _keep(self) -> None:
         """Renew all leases; end what was lost or cancelled."""
         running = dict(self._runs)
-        statuses = await self._store.renew(self._owner, lease_s=LEASE_S)
+        statuses = await self._batches.renew(self._owner, lease_s=LEASE_S)
         for batch_id, run in running.items():
             if batch_id not in statuses:
                 self._end(batch_id)
@@ -100,7 +114,7 @@ class BatchRunner:
                 run.cancel()
         for batch_id in statuses.keys() - running.keys() - self._runs.keys():
             # Claimed by an answer that came too late to be heard.
-            await self._store.release(batch_id, self._owner)
+            await self._batches.release(batch_id, self._owner)
 
     def _end(self, batch_id: str) -> None:
         """It is somebody else's, or over: its run would find out by itself, but later."""
@@ -122,7 +136,7 @@ class BatchRunner:
             await asyncio.sleep(BACK_OFF_S)
         finally:
             try:
-                await self._store.release(run.batch_id, self._owner)
+                await self._batches.release(run.batch_id, self._owner)
             except StoreError as error:
                 logger.warning("the lease of %s runs out by itself: %s", run.batch_id, error)
             del self._runs[run.batch_id]

@@ -1,14 +1,15 @@
-"""Batches, who runs them, and what has come of each of their lines, in the database of the files.
+"""Batches, who runs them and what they have come to, in the database of the files.
 
 Several gateway processes share it. A batch that is not over is run by whoever has its lease; everything that a run
-writes needs that lease, so one that lost it (it hung, or its disk did) changes nothing any more. A line has one result
-at most. Knows neither HTTP nor what is in a line.
+writes needs that lease, so one that lost it (it hung, or its disk did) changes nothing any more. `line_store` keeps the
+lines. Knows neither HTTP nor what a batch asks for.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -50,18 +51,6 @@ CREATE TABLE IF NOT EXISTS batches (
     result_bytes INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS batches_by_status ON batches (status);
-CREATE TABLE IF NOT EXISTS lines (
-    batch_id TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    custom_id TEXT NOT NULL,
-    model TEXT NOT NULL,
-    start INTEGER NOT NULL,
-    num_bytes INTEGER NOT NULL,
-    is_success INTEGER,
-    result BLOB,
-    PRIMARY KEY (batch_id, number),
-    UNIQUE (batch_id, custom_id)
-) WITHOUT ROWID;
 """
 TABLES: Final = (
     f"{_TABLES} CREATE VIEW IF NOT EXISTS active_batches AS SELECT * FROM batches WHERE status IN ({_ACTIVE});"  # noqa: S608
@@ -73,33 +62,15 @@ _COLUMNS: Final = (
 )
 
 
+_HAS_LINES: Final = "EXISTS (SELECT 1 FROM lines WHERE batch_id = batches.id)"
+
+
 class TooManyBatchesError(Exception):
     """No more of them are taken before some are over."""
 
 
 class LeaseLostError(Exception):
     """Somebody else runs the batch, or nobody does any more: it is over or gone."""
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """A request of a batch, and where it stands in the input file."""
-
-    number: int
-    """From 1, blank lines counted."""
-    custom_id: str
-    model: str
-    start: int
-    num_bytes: int
-
-
-class LineResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a line."""
-
-    number: int
-    is_success: bool
-    text: bytes
-    """Its line of the output or of the error file."""
-    usage: BatchUsage = BatchUsage()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,11 +105,11 @@ class BatchStore:
         return await self._file.run(lambda: self._create(batch, output_expires_s))
 
     async def get(self, batch_id: str) -> Batch | None:
-        return await self._file.run(lambda: self._get(batch_id))
+        return await self._file.read(lambda database: _get(database, batch_id))
 
     async def page(self, *, after: str | None, limit: int) -> tuple[Sequence[Batch], bool] | None:
         """The newest first, and whether there are more; None when `after` is no batch."""
-        return await self._file.run(lambda: self._page(after, limit))
+        return await self._file.read(lambda database: _page(database, after, limit))
 
     async def cancel(self, batch_id: str) -> Batch | None:
         """The batch, if there is one. Raises `ForbiddenChangeError`."""
@@ -163,13 +134,6 @@ class BatchStore:
         """The batch as it is now."""
         return await self._file.run(lambda: self._owned(batch_id, owner))
 
-    async def clear_lines(self, batch_id: str, owner: str) -> None:
-        """Those of a validation that did not come to its end."""
-        await self._file.run(lambda: self._clear_lines(batch_id, owner))
-
-    async def put_lines(self, batch_id: str, owner: str, lines: Sequence[Line]) -> None:
-        await self._file.run(lambda: self._put_lines(batch_id, owner, lines))
-
     async def change(self, batch_id: str, owner: str, status: BatchStatus, **fields: Any) -> Batch:
         """The batch in its next state. Raises `ForbiddenChangeError`."""
         return await self._file.run(lambda: self._change(batch_id, owner, status, fields))
@@ -178,50 +142,23 @@ class BatchStore:
         """The input is not what it should be."""
         await self._file.run(lambda: self._fail(batch_id, owner, errors))
 
-    async def open_models(self, batch_id: str) -> Sequence[str]:
-        """The models that lines without a result are about."""
-        select = "SELECT DISTINCT model FROM lines WHERE batch_id = ? AND result IS NULL"
-        rows = await self._file.run(lambda: self._file.database.execute(select, (batch_id,)).fetchall())
-        return [model for [model] in rows]
-
-    async def open_lines(self, batch_id: str, model: str | None, *, after: int, limit: int) -> Sequence[Line]:
-        """Lines without a result, about this model or any, in order."""
-        return await self._file.run(lambda: self._open_lines(batch_id, model, after, limit))
-
-    async def record(self, batch_id: str, owner: str, result: LineResult) -> None:
-        """The line's result, if it has none yet."""
-        await self._file.run(lambda: self._record(batch_id, owner, result))
-
-    async def results(self, batch_id: str, *, is_success: bool, after: int, limit: int) -> Sequence[tuple[int, bytes]]:
-        """Numbers and texts of lines that ended so, in order."""
-        select = (
-            "SELECT number, result FROM lines WHERE batch_id = ? AND number > ? AND is_success = ?"
-            " ORDER BY number LIMIT ?"
-        )
-        values = (batch_id, after, is_success, limit)
-        return await self._file.run(lambda: self._file.database.execute(select, values).fetchall())
-
     async def output_expires_s(self, batch_id: str) -> int | None:
         select = "SELECT output_expires_s FROM batches WHERE id = ?"
-        row = await self._file.run(lambda: self._file.database.execute(select, (batch_id,)).fetchone())
+        row = await self._file.read(lambda database: database.execute(select, (batch_id,)).fetchone())
         return None if row is None else row[0]
 
     async def finish(self, batch_id: str, owner: str, outcome: Outcome) -> None:
-        """The batch is over; its files and its end are there together, and its lines no more."""
+        """The batch is over; its files and its end are there together."""
         await self._file.run(lambda: self._finish(batch_id, owner, outcome))
-
-    async def has_room(self) -> bool:
-        """Whether results may still be kept."""
-        return await self._file.run(lambda: self._files.has_room)
 
     async def num_by_status(self) -> Mapping[BatchStatus, int]:
         select = "SELECT status, COUNT(*) FROM batches GROUP BY status"
-        rows = await self._file.run(lambda: self._file.database.execute(select).fetchall())
+        rows = await self._file.read(lambda database: database.execute(select).fetchall())
         return dict.fromkeys(BatchStatus, 0) | {BatchStatus(status): count for status, count in rows}
 
     async def sweep(self) -> None:
-        """Forgets the batches that ended long ago."""
-        delete = "DELETE FROM batches WHERE ended_at <= ?"
+        """Forgets the batches that ended long ago, once their lines are gone."""
+        delete = f"DELETE FROM batches WHERE ended_at <= ? AND NOT {_HAS_LINES}"  # noqa: S608
         await self._file.run(lambda: self._file.database.execute(delete, (self._clock() - self._keep_s,)))
 
     # In the database's thread
@@ -240,29 +177,9 @@ class BatchStore:
             )
         return True
 
-    def _get(self, batch_id: str) -> Batch | None:
-        select = f"SELECT {_COLUMNS} FROM batches WHERE id = ?"  # noqa: S608
-        row = self._file.database.execute(select, (batch_id,)).fetchone()
-        return None if row is None else _batch(row)
-
-    def _page(self, after: str | None, limit: int) -> tuple[Sequence[Batch], bool] | None:
-        database = self._file.database
-        before = None
-        if after is not None:
-            row = database.execute("SELECT number FROM batches WHERE id = ?", (after,)).fetchone()
-            if row is None:
-                return None
-            [before] = row
-        select = (
-            f"SELECT {_COLUMNS} FROM batches WHERE :before IS NULL OR number < :before"  # noqa: S608
-            " ORDER BY number DESC LIMIT :limit"
-        )
-        rows = database.execute(select, {"before": before, "limit": limit + 1}).fetchall()
-        return [_batch(row) for row in rows[:limit]], len(rows) > limit
-
     def _cancel(self, batch_id: str) -> Batch | None:
-        with self._file.writing():
-            batch = self._get(batch_id)
+        with self._file.writing() as database:
+            batch = _get(database, batch_id)
             if batch is None or batch.status is BatchStatus.CANCELLING:
                 return batch
             return self._put(changed(batch, BatchStatus.CANCELLING, self._clock()))
@@ -299,22 +216,6 @@ class BatchStore:
         )
         return batch
 
-    def _clear_lines(self, batch_id: str, owner: str) -> None:
-        with self._file.writing() as database:
-            self._owned(batch_id, owner)
-            database.execute("DELETE FROM lines WHERE batch_id = ?", (batch_id,))
-            database.execute("UPDATE batches SET num_lines = 0 WHERE id = ?", (batch_id,))
-
-    def _put_lines(self, batch_id: str, owner: str, lines: Iterable[Line]) -> None:
-        rows = [(batch_id, one.number, one.custom_id, one.model, one.start, one.num_bytes) for one in lines]
-        with self._file.writing() as database:
-            self._owned(batch_id, owner)
-            database.executemany(
-                "INSERT INTO lines (batch_id, number, custom_id, model, start, num_bytes) VALUES (?, ?, ?, ?, ?, ?)",
-                rows,
-            )
-            database.execute("UPDATE batches SET num_lines = num_lines + ? WHERE id = ?", (len(rows), batch_id))
-
     def _change(self, batch_id: str, owner: str, status: BatchStatus, fields: Mapping[str, Any]) -> Batch:
         with self._file.writing():
             return self._put(changed(self._owned(batch_id, owner), status, self._clock(), **fields))
@@ -323,44 +224,6 @@ class BatchStore:
         with self._file.writing():
             self._put(changed(self._owned(batch_id, owner), BatchStatus.FAILED, self._clock(), errors=errors))
             self._end(batch_id)
-
-    def _open_lines(self, batch_id: str, model: str | None, after: int, limit: int) -> Sequence[Line]:
-        rows = self._file.database.execute(
-            "SELECT number, custom_id, model, start, num_bytes FROM lines WHERE batch_id = :batch_id AND result IS NULL"
-            " AND number > :after AND (:model IS NULL OR model = :model) ORDER BY number LIMIT :limit",
-            {"batch_id": batch_id, "model": model, "after": after, "limit": limit},
-        )
-        return [
-            Line(number=number, custom_id=custom_id, model=model, start=start, num_bytes=num_bytes)
-            for number, custom_id, model, start, num_bytes in rows
-        ]
-
-    def _record(self, batch_id: str, owner: str, result: LineResult) -> None:
-        usage = result.usage
-        with self._file.writing() as database:
-            self._owned(batch_id, owner)
-            done = database.execute(
-                "UPDATE lines SET is_success = ?, result = ? WHERE batch_id = ? AND number = ? AND result IS NULL",
-                (result.is_success, result.text, batch_id, result.number),
-            )
-            if not done.rowcount:
-                return
-            database.execute(
-                "UPDATE batches SET num_completed = num_completed + ?, num_failed = num_failed + ?,"
-                " input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?,"
-                " output_tokens = output_tokens + ?, reasoning_tokens = reasoning_tokens + ?,"
-                " result_bytes = result_bytes + ? WHERE id = ?",
-                (
-                    result.is_success,
-                    not result.is_success,
-                    usage.input_tokens,
-                    usage.input_tokens_details.cached_tokens,
-                    usage.output_tokens,
-                    usage.output_tokens_details.reasoning_tokens,
-                    len(result.text),
-                    batch_id,
-                ),
-            )
 
     def _finish(self, batch_id: str, owner: str, outcome: Outcome) -> None:
         output, errors = outcome.output_file, outcome.error_file
@@ -382,11 +245,62 @@ class BatchStore:
             self._end(batch_id)
 
     def _end(self, batch_id: str) -> None:
-        database = self._file.database
-        database.execute("DELETE FROM lines WHERE batch_id = ?", (batch_id,))
-        database.execute(
+        self._file.database.execute(
             "UPDATE batches SET owner = NULL, result_bytes = 0, ended_at = ? WHERE id = ?", (self._clock(), batch_id)
         )
+
+    # In the database's thread too, as parts of changes to the lines
+
+    def check_owner(self, batch_id: str, owner: str) -> None:
+        self._owned(batch_id, owner)
+
+    def add_lines(self, batch_id: str, num_lines: int) -> None:
+        self._file.database.execute("UPDATE batches SET num_lines = num_lines + ? WHERE id = ?", (num_lines, batch_id))
+
+    def add_result(self, batch_id: str, usage: BatchUsage, num_bytes: int, *, is_success: bool) -> None:
+        self._file.database.execute(
+            "UPDATE batches SET num_completed = num_completed + ?, num_failed = num_failed + ?,"
+            " input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?,"
+            " output_tokens = output_tokens + ?, reasoning_tokens = reasoning_tokens + ?,"
+            " result_bytes = result_bytes + ? WHERE id = ?",
+            (
+                is_success,
+                not is_success,
+                usage.input_tokens,
+                usage.input_tokens_details.cached_tokens,
+                usage.output_tokens,
+                usage.output_tokens_details.reasoning_tokens,
+                num_bytes,
+                batch_id,
+            ),
+        )
+
+    def over_with_lines(self) -> str | None:
+        """A batch that is over and still has lines."""
+        select = f"SELECT id FROM batches WHERE ended_at IS NOT NULL AND {_HAS_LINES} LIMIT 1"  # noqa: S608
+        row = self._file.database.execute(select).fetchone()
+        return None if row is None else str(row[0])
+
+
+def _get(database: sqlite3.Connection, batch_id: str) -> Batch | None:
+    select = f"SELECT {_COLUMNS} FROM batches WHERE id = ?"  # noqa: S608
+    row = database.execute(select, (batch_id,)).fetchone()
+    return None if row is None else _batch(row)
+
+
+def _page(database: sqlite3.Connection, after: str | None, limit: int) -> tuple[Sequence[Batch], bool] | None:
+    before = None
+    if after is not None:
+        row = database.execute("SELECT number FROM batches WHERE id = ?", (after,)).fetchone()
+        if row is None:
+            return None
+        [before] = row
+    select = (
+        f"SELECT {_COLUMNS} FROM batches WHERE :before IS NULL OR number < :before"  # noqa: S608
+        " ORDER BY number DESC LIMIT :limit"
+    )
+    rows = database.execute(select, {"before": before, "limit": limit + 1}).fetchall()
+    return [_batch(row) for row in rows[:limit]], len(rows) > limit
 
 
 def _batch(row: tuple[bytes, int, int, int, int, int, int, int]) -> Batch:

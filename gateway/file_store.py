@@ -120,7 +120,7 @@ class FileStore:
         await self._file.beside(lambda: self.path(file.id).unlink(missing_ok=True))
 
     async def get(self, file_id: str) -> FileObject | None:
-        return await self._file.run(lambda: self._get(file_id))
+        return await self._file.read(lambda database: self._get(database, file_id))
 
     async def delete(self, file_id: str) -> bool:
         """Whether it was there. Raises `FileInUseError`."""
@@ -133,7 +133,13 @@ class FileStore:
         self, *, after: str | None, limit: int, newest_first: bool, purpose: str | None
     ) -> tuple[Sequence[FileObject], bool] | None:
         """Files in order, and whether there are more; None when `after` is no file."""
-        return await self._file.run(lambda: self._page(after, limit, purpose, newest_first=newest_first))
+        return await self._file.read(
+            lambda database: self._page(database, after, limit, purpose, newest_first=newest_first)
+        )
+
+    async def has_room(self) -> bool:
+        """Whether there may be more of them, and more results of batches."""
+        return await self._file.read(_num_bytes) < self._max_bytes
 
     async def sweep(self) -> None:
         """Removes what has expired, and what belongs to no file."""
@@ -147,26 +153,15 @@ class FileStore:
         row = (file.id, file.filename, file.purpose, file.bytes, file.created_at, file.expires_at)
         self._file.database.execute(f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", row)  # noqa: S608
 
-    @property
-    def num_bytes(self) -> int:
-        """Of all files, and of what batches have for theirs so far."""
-        [files] = self._file.database.execute("SELECT COALESCE(SUM(num_bytes), 0) FROM files").fetchone()
-        [results] = self._file.database.execute("SELECT COALESCE(SUM(result_bytes), 0) FROM batches").fetchone()
-        return int(files + results)
-
-    @property
-    def has_room(self) -> bool:
-        return self.num_bytes < self._max_bytes
-
     def _insert(self, file: FileObject) -> None:
-        with self._file.writing():
-            if self.num_bytes + file.bytes > self._max_bytes:
+        with self._file.writing() as database:
+            if _num_bytes(database) + file.bytes > self._max_bytes:
                 raise NoRoomError
             self.insert(file)
 
-    def _get(self, file_id: str) -> FileObject | None:
+    def _get(self, database: sqlite3.Connection, file_id: str) -> FileObject | None:
         select = f"SELECT {_COLUMNS} FROM files WHERE id = ? AND expires_at > ?"  # noqa: S608
-        row = self._file.database.execute(select, (file_id, self._clock())).fetchone()
+        row = database.execute(select, (file_id, self._clock())).fetchone()
         return None if row is None else _object(row)
 
     def _delete(self, file_id: str) -> bool:
@@ -177,9 +172,8 @@ class FileStore:
             return database.execute("DELETE FROM files WHERE id = ?", (file_id,)).rowcount > 0
 
     def _page(
-        self, after: str | None, limit: int, purpose: str | None, *, newest_first: bool
+        self, database: sqlite3.Connection, after: str | None, limit: int, purpose: str | None, *, newest_first: bool
     ) -> tuple[Sequence[FileObject], bool] | None:
-        database = self._file.database
         start = 0
         if after is not None:
             row = database.execute("SELECT number FROM files WHERE id = ?", (after,)).fetchone()
@@ -212,6 +206,13 @@ class FileStore:
             with suppress(FileNotFoundError):  # another process sweeps too
                 if path.name not in kept and path.stat().st_mtime < oldest:
                     path.unlink()
+
+
+def _num_bytes(database: sqlite3.Connection) -> int:
+    """Of all files, and of what batches have for theirs so far."""
+    [files] = database.execute("SELECT COALESCE(SUM(num_bytes), 0) FROM files").fetchone()
+    [results] = database.execute("SELECT COALESCE(SUM(result_bytes), 0) FROM batches").fetchone()
+    return int(files + results)
 
 
 def _flush(file: IO[bytes]) -> None:

@@ -16,12 +16,13 @@ from enum import StrEnum
 from typing import Final
 
 from gateway.batch_lines import answered, body_of, refused
-from gateway.batch_store import BatchStore, Line, LineResult
+from gateway.batch_store import BatchStore
 from gateway.begun_reply import Begins, BegunReply
 from gateway.call import Call
 from gateway.dispatch import Dispatcher
 from gateway.errors import ApiError, DrainingError, OverloadedError, ServerError, WorkerLostError
 from gateway.file_store import FileStore
+from gateway.line_store import Line, LineResult, LineStore
 from gateway.metrics import Metrics
 from gateway.middleware.request_id import new_request_id
 from gateway.protocol.batches import Batch
@@ -52,7 +53,8 @@ class LineOutcome(StrEnum):
 class FeedParts:
     """What all feeds of a gateway have in common."""
 
-    store: BatchStore
+    batches: BatchStore
+    lines: LineStore
     files: FileStore
     dispatcher: Dispatcher
     metrics: Metrics
@@ -104,14 +106,14 @@ class LineFeed:
     async def _read_page(self) -> None:
         await self._until_there_is_room()
         self._page.extend(
-            await self._parts.store.open_lines(self._batch.id, self._model, after=self._last_number, limit=PAGE_LINES)
+            await self._parts.lines.open_lines(self._batch.id, self._model, after=self._last_number, limit=PAGE_LINES)
         )
         self._is_exhausted = not self._page
         if self._page:
             self._last_number = self._page[-1].number
 
     async def _until_there_is_room(self) -> None:
-        while not await self._parts.store.has_room():
+        while not await self._parts.files.has_room():
             logger.warning(
                 "%s waits: there is no room for more results; delete files or raise AVIARY_FILES_MAX_BYTES",
                 self._batch.id,
@@ -174,5 +176,5 @@ class LineFeed:
         self._parts.metrics.batch_lines(LineOutcome.SET_ASIDE)
 
     async def _record(self, result: LineResult) -> None:
-        await self._parts.store.record(self._batch.id, self._owner, result)
+        await self._parts.lines.record(self._batch.id, self._owner, result)
         self._parts.metrics.batch_lines(LineOutcome.COMPLETED if result.is_success else LineOutcome.FAILED)

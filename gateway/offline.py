@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from gateway import batch_store, file_store
+from gateway import batch_store, file_store, line_store
 from gateway.batch_states import ForbiddenChangeError
 from gateway.batch_store import BatchStore, TooManyBatchesError
 from gateway.errors import (
@@ -26,6 +26,7 @@ from gateway.errors import (
     ServerError,
 )
 from gateway.file_store import FileInUseError, FileStore, NoRoomError
+from gateway.line_store import LineStore
 from gateway.protocol.batches import Batch, BatchList, BatchListQuery, BatchRequest
 from gateway.protocol.files import PURPOSE, FileList, FileListQuery, FileObject, UploadFields, safe_name
 from gateway.store_file import StoreError, StoreFile
@@ -43,11 +44,12 @@ class OfflineStores:
 
     def __init__(self, folder: Path, *, max_bytes: int, keep_s: float, clock: Callable[[], float] = time.time) -> None:
         """`clock` is the same in all processes that share the folder."""
-        tables = file_store.TABLES + batch_store.TABLES
+        tables = file_store.TABLES + batch_store.TABLES + line_store.TABLES
         self._folder = folder
         self._database = StoreFile(folder / "files.db", tables, version=_VERSION, name="file-store")
         self.files = FileStore(folder / "content", self._database, max_bytes=max_bytes, keep_s=keep_s, clock=clock)
         self.batches = BatchStore(self._database, self.files, keep_s=keep_s, clock=clock)
+        self.lines = LineStore(self._database, self.batches)
 
     async def open(self) -> None:
         await self._database.beside(self._make_folders)

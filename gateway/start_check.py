@@ -1,11 +1,14 @@
-"""What can keep a gateway from starting, found before anything else is started: its address, and its files.
+"""What can keep a gateway from starting, found before anything else is started: its address, and its stores.
 
 Called by the command line. Light: knows neither the application nor Ray, so that a supervisor can ask too.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from gateway.listener import bind
+from gateway.offline import OfflineStores
 from gateway.response_store import ResponseStore
 from gateway.settings import PREFIX, GatewaySettings
 from gateway.store_file import StoreError
@@ -14,9 +17,8 @@ from gateway.store_file import StoreError
 async def check_start(settings: GatewaySettings) -> None:
     """Raises `BindError` or `StoreError`; one line says why and what to change."""
     bind(settings).close()
-    store = response_store(settings)
-    if store is not None:
-        await _try(store, "responses_store")
+    await _try(response_store(settings), "responses_store")
+    await _try(offline_stores(settings), "files")
 
 
 def response_store(settings: GatewaySettings) -> ResponseStore | None:
@@ -28,10 +30,24 @@ def response_store(settings: GatewaySettings) -> ResponseStore | None:
     )
 
 
-async def _try(store: ResponseStore, setting: str) -> None:
+def offline_stores(settings: GatewaySettings) -> OfflineStores | None:
+    """Where files and batches are kept, if anywhere; not open yet."""
+    if settings.files is None:
+        return None
+    return OfflineStores(settings.files, max_bytes=settings.files_max_bytes, keep_s=settings.files_ttl_s)
+
+
+class _Store(Protocol):
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+async def _try(store: _Store | None, setting: str) -> None:
+    if store is None:
+        return
     try:
         await store.open()
     except StoreError as error:
-        raise StoreError(f"{PREFIX}{setting.upper()}={error}; name another file or unset it") from None
+        raise StoreError(f"{PREFIX}{setting.upper()} cannot be used: {error}; name another place or unset it") from None
     finally:
         await store.close()

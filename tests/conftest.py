@@ -15,8 +15,9 @@ from hypothesis import settings
 from model_registry.loader import ZOO, load_entry
 from tests.support.faults import LINES, NoteFault, line_about
 
-settings.register_profile("aviary", derandomize=True, deadline=None)
-settings.load_profile("aviary")
+settings.register_profile("test", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("fuzz", derandomize=False, deadline=None, max_examples=2000)
+settings.load_profile("test")  # --hypothesis-profile=fuzz chooses the other one
 
 TESTS = Path(__file__).parent
 KINDS = ("unit", "integration", "e2e", "chaos", "gpu")

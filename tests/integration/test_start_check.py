@@ -24,15 +24,20 @@ def started(command: tuple[str, ...], **environment: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.parametrize(("setting", "store"), [("AVIARY_RESPONSES_STORE", "responses.db"), ("AVIARY_FILES", ".")])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_is_no_store_is_one_clear_line(command: tuple[str, ...], tmp_path: Path) -> None:
-    path = tmp_path / "responses.db"
-    path.write_text("precious " * 100)
-    result = started(command, AVIARY_RESPONSES_STORE=str(path))
+def test_a_file_that_is_no_store_is_one_clear_line(
+    command: tuple[str, ...], setting: str, store: str, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("responses.db", "files.db")]
+    for file in files:
+        file.write_text("precious " * 100)
+    result = started(command, **{setting: str(tmp_path / store)})
     assert (result.returncode, result.stdout) == (2, "")
     [line] = result.stderr.splitlines()
-    assert f"AVIARY_RESPONSES_STORE={path}: file is not a database; name another file or unset it" in line
-    assert path.read_text() == "precious " * 100
+    assert f"{setting} cannot be used: {tmp_path}" in line
+    assert ".db: file is not a database; name another place or unset it" in line
+    assert [file.read_text() for file in files] == ["precious " * 100] * 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway import batch_lines
 from gateway.batch_lines import EXPIRED, WrongInputError, answered, body_of, read_input, refused, unanswered
-from gateway.batch_store import Line
 from gateway.errors import InvalidRequestError
+from gateway.line_store import Line
 from gateway.protocol.batches import BatchError
 
 URL = "/v1/completions"

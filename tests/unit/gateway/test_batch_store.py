@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from gateway import batch_store
+from gateway import batch_store, line_store
 from gateway.batch_states import ForbiddenChangeError
-from gateway.batch_store import LeaseLostError, Line, LineResult, Outcome, TooManyBatchesError
+from gateway.batch_store import LeaseLostError, Outcome, TooManyBatchesError
 from gateway.file_store import FileInUseError, NoRoomError
+from gateway.line_store import Line, LineResult, LineStore
 from gateway.offline import OfflineStores
 from gateway.protocol.batches import Batch, BatchError, BatchErrors, BatchStatus, BatchUsage
 from gateway.protocol.files import FileObject, Purpose
@@ -65,7 +67,7 @@ async def created(stores: OfflineStores, name: str = "batch_a") -> Batch:
 async def in_progress(stores: OfflineStores, owner: str = "one") -> Batch:
     batch = await created(stores)
     await stores.batches.claim(owner, lease_s=LEASE_S, limit=10)
-    await stores.batches.put_lines(batch.id, owner, LINES)
+    await stores.lines.put(batch.id, owner, LINES)
     return await stores.batches.change(batch.id, owner, BatchStatus.IN_PROGRESS, model="m")
 
 
@@ -101,44 +103,44 @@ async def test_whoever_has_lost_the_lease_changes_nothing_any_more(tmp_path: Pat
     clock = Clock()
     async with opened(tmp_path, clock) as stores:
         batch = await in_progress(stores)
-        await stores.batches.record(batch.id, "one", result(1))
+        await stores.lines.record(batch.id, "one", result(1))
         clock.now += LEASE_S
         await stores.batches.claim("two", lease_s=LEASE_S, limit=10)
         outcome = Outcome(status=BatchStatus.COMPLETED)
         for late in (
             stores.batches.owned(batch.id, "one"),
-            stores.batches.record(batch.id, "one", result(2)),
-            stores.batches.put_lines(batch.id, "one", []),
-            stores.batches.clear_lines(batch.id, "one"),
+            stores.lines.record(batch.id, "one", result(2)),
+            stores.lines.put(batch.id, "one", []),
+            stores.lines.clear(batch.id, "one"),
             stores.batches.change(batch.id, "one", BatchStatus.FINALIZING),
             stores.batches.fail(batch.id, "one", BatchErrors(data=())),
             stores.batches.finish(batch.id, "one", outcome),
         ):
             with pytest.raises(LeaseLostError):
                 await late
-        assert [line.number for line in await stores.batches.open_lines(batch.id, "m", after=0, limit=9)] == [2, 3]
+        assert [line.number for line in await stores.lines.open_lines(batch.id, "m", after=0, limit=9)] == [2, 3]
 
 
 async def test_a_line_has_one_result_and_counts_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as stores:
         batch = await in_progress(stores)
-        await stores.batches.record(batch.id, "one", result(1, b"first\n"))
-        await stores.batches.record(batch.id, "one", result(1, b"second\n", is_success=False))
-        await stores.batches.record(batch.id, "one", result(2, b"wrong\n", is_success=False))
+        await stores.lines.record(batch.id, "one", result(1, b"first\n"))
+        await stores.lines.record(batch.id, "one", result(1, b"second\n", is_success=False))
+        await stores.lines.record(batch.id, "one", result(2, b"wrong\n", is_success=False))
         now = await stores.batches.owned(batch.id, "one")
         counts = now.request_counts
         assert (counts.total, counts.completed, counts.failed) == (3, 1, 1)
         assert now.usage.total_tokens == 4
-        assert await stores.batches.results(batch.id, is_success=True, after=0, limit=9) == [(1, b"first\n")]
-        assert await stores.batches.results(batch.id, is_success=False, after=0, limit=9) == [(2, b"wrong\n")]
-        assert await stores.batches.open_models(batch.id) == ["m"]
+        assert await stores.lines.results(batch.id, is_success=True, after=0, limit=9) == [(1, b"first\n")]
+        assert await stores.lines.results(batch.id, is_success=False, after=0, limit=9) == [(2, b"wrong\n")]
+        assert await stores.lines.open_models(batch.id) == ["m"]
 
 
-async def test_an_end_comes_with_its_files_and_leaves_no_lines(tmp_path: Path) -> None:
+async def test_an_end_comes_with_its_files(tmp_path: Path) -> None:
     clock = Clock()
     async with opened(tmp_path, clock) as stores:
         batch = await in_progress(stores)
-        await stores.batches.record(batch.id, "one", result(1))
+        await stores.lines.record(batch.id, "one", result(1))
         await stores.batches.change(batch.id, "one", BatchStatus.FINALIZING)
         file = await stores.files.write(content(b"output"), filename="o", purpose="batch_output", expires_after_s=3600)
         assert await stores.files.get(file.id) is None, "it is not there before the batch's end"
@@ -149,10 +151,39 @@ async def test_an_end_comes_with_its_files_and_leaves_no_lines(tmp_path: Path) -
         assert over is not None
         assert (over.status, over.output_file_id, over.error_file_id) == (BatchStatus.EXPIRED, file.id, None)
         assert (over.request_counts.completed, over.request_counts.failed) == (1, 2)
-        assert await stores.batches.open_lines(batch.id, None, after=0, limit=9) == []
         assert await stores.batches.claim("two", lease_s=LEASE_S, limit=10) == []
         assert (await stores.batches.num_by_status())[BatchStatus.EXPIRED] == 1
+
+
+async def test_lines_are_removed_little_by_little_and_before_their_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def num_lines() -> int:
+        with closing(sqlite3.connect(tmp_path / "files.db")) as database:
+            [num_lines] = database.execute("SELECT COUNT(*) FROM lines").fetchone()
+        return int(num_lines)
+
+    removals = []
+    remove = LineStore._remove
+
+    def removed(lines: LineStore, batch_id: str) -> int:
+        removals.append(remove(lines, batch_id))
+        return removals[-1]
+
+    monkeypatch.setattr(line_store, "MAX_REMOVED", 2)
+    monkeypatch.setattr(LineStore, "_remove", removed)
+    clock = Clock()
+    async with opened(tmp_path, clock) as stores:
+        batch = await in_progress(stores)
+        await stores.lines.sweep()
+        assert (removals, num_lines()) == ([], 3)
+        await stores.batches.cancel(batch.id)
+        await stores.batches.finish(batch.id, "one", Outcome(status=BatchStatus.CANCELLED))
         clock.now += KEEP_S
+        await stores.batches.sweep()
+        assert await stores.batches.get(batch.id) is not None
+        await stores.lines.sweep()
+        assert (removals, num_lines()) == ([2, 1], 0)
         await stores.batches.sweep()
         assert await stores.batches.get(batch.id) is None
 
@@ -177,8 +208,8 @@ async def test_a_validation_that_was_cut_off_begins_again(tmp_path: Path) -> Non
         batch = await created(stores)
         await stores.batches.claim("one", lease_s=LEASE_S, limit=10)
         for _ in range(2):
-            await stores.batches.clear_lines(batch.id, "one")
-            await stores.batches.put_lines(batch.id, "one", LINES)
+            await stores.lines.clear(batch.id, "one")
+            await stores.lines.put(batch.id, "one", LINES)
         assert (await stores.batches.owned(batch.id, "one")).request_counts.total == 3
         errors = BatchErrors(data=(BatchError(code="x", message="y", line=1),))
         await stores.batches.fail(batch.id, "one", errors)
@@ -243,12 +274,12 @@ async def test_content_without_a_file_is_swept_away_once_it_is_old(
 async def test_files_and_results_share_one_bound(tmp_path: Path) -> None:
     async with opened(tmp_path, max_bytes=20) as stores:
         batch = await in_progress(stores)
-        assert await stores.batches.has_room()
-        await stores.batches.record(batch.id, "one", result(1, b"x" * 10))
+        assert await stores.files.has_room()
+        await stores.lines.record(batch.id, "one", result(1, b"x" * 10))
         with pytest.raises(NoRoomError):
             await added(stores, b"x" * 7)
         await added(stores, b"x" * 6)
-        assert not await stores.batches.has_room()
+        assert not await stores.files.has_room()
         assert len(list((tmp_path / "content").iterdir())) == 2, "nothing is left of what was refused"
 
 

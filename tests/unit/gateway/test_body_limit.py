@@ -40,7 +40,7 @@ async def read(path: str, media_type: str | None, chunks: Sequence[bytes], *, pa
 
     headers = [(b"transfer-encoding", b"chunked")] + ([(b"content-type", media_type.encode())] if media_type else [])
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    middleware = BodyLimitMiddleware(app, MAX_BYTES, timeout_s=0.2, uploads={"/v1/files": MAX_FILE_BYTES})
+    middleware = BodyLimitMiddleware(app, MAX_BYTES, timeout_s=0.1, uploads={"/v1/files": MAX_FILE_BYTES})
     await middleware(scope, receive, send)
     return num_bytes
 
@@ -72,7 +72,7 @@ async def test_forms_are_for_uploads_which_may_be_larger(
 async def test_a_body_that_goes_on_arriving_may_take_longer_than_one_that_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(body_limit, "SLOWEST_BYTES_PER_S", 10_000)
-    assert await read("/v1/files", FORM, [b"x" * 1000] * 10, pause_s=0.05) == 10_000
+    monkeypatch.setattr(body_limit, "SLOWEST_BYTES_PER_S", 20_000)
+    assert await read("/v1/files", FORM, [b"x" * 1000] * 10, pause_s=0.025) == 10_000
     with pytest.raises(BodyTimeoutError):
-        await read("/v1/files", FORM, [b"x" * 100] * 10, pause_s=0.05)
+        await read("/v1/files", FORM, [b"x" * 100] * 10, pause_s=0.025)

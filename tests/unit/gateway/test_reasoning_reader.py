@@ -82,10 +82,10 @@ def test_calls_come_after_the_reasoning_and_none_is_inside() -> None:
     ],
 )
 def test_what_a_token_costs_does_not_grow_with_the_answer(begun: str, token: str) -> None:
-    for pieces in ([token] * 30_000, [token * 30_000]):
+    for pieces in ([token] * 10_000, [token * 10_000]):
         reader = ReasoningReader(THINK, PlainReader())
         started = time.process_time()
         for piece in (begun, *pieces):
             reader.feed(piece)
         reader.finish()
-        assert time.process_time() - started < 1
+        assert time.process_time() - started < 0.3
