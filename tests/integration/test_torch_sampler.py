@@ -13,7 +13,7 @@ from workers.engine.constraint import TokenConstraint
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
 from workers.engine.text_stream import TextStream
-from workers.runners import sampling
+from workers.runners import drawing
 from workers.runners.sampling import TorchSampler
 
 VOCAB_SIZE = 50
@@ -50,7 +50,7 @@ def sample(rows: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
 
 def tokens_of(rows: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken]:
-    sampled = TorchSampler().sample(rows, sequences)
+    sampled = TorchSampler().sample(rows, sequences, range(len(sequences)))
     return [token for token in sampled if isinstance(token, SampledToken)]
 
 
@@ -85,31 +85,54 @@ def test_plain_sampling_follows_the_softmax(temperature: float) -> None:
     assert float((frequencies - probabilities).abs().max()) < 0.03
 
 
-def reference_kept(row: torch.Tensor, top_k: int | None, top_p: float) -> set[int]:
-    """Top-k, then top-p over what is left, token by token as it is defined."""
-    ranked = sorted(range(VOCAB_SIZE), key=lambda token_id: -float(row[token_id]))[: top_k or VOCAB_SIZE]
+def reference_kept(row: torch.Tensor, top_k: int | None, top_p: float) -> dict[int, float]:
+    """Top-k, then top-p over what is left, token by token as it is defined; each with its probability."""
+    ranked = sorted(range(VOCAB_SIZE), key=lambda token_id: (-float(row[token_id]), token_id))[: top_k or VOCAB_SIZE]
     probabilities = torch.softmax(row.double(), dim=-1)
     total = sum(float(probabilities[token_id]) for token_id in ranked)
-    kept: set[int] = set()
-    mass = 0.0
+    kept: dict[int, float] = {}
     for token_id in ranked:
-        if mass >= top_p * total:
+        if sum(kept.values()) >= top_p * total:
             break
-        kept.add(token_id)
-        mass += float(probabilities[token_id])
+        kept[token_id] = float(probabilities[token_id])
     return kept
 
 
-@pytest.mark.parametrize("num_candidates", [4, 1024])
-@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (None, 0.6), (None, 0.95), (10, 0.5), (None, 1e-6)])
-def test_top_k_and_top_p_keep_exactly_what_their_definition_keeps(
-    monkeypatch: pytest.MonkeyPatch, num_candidates: int, top_k: int | None, top_p: float
+TRUNCATIONS = [(1, 1.0), (5, 1.0), (None, 0.6), (None, 0.95), (10, 0.5), (None, 1e-6), (49, 0.999), (1000, 0.9)]
+
+
+@pytest.mark.parametrize("num_candidates", [(), (4,), (4, 12), (49,)])
+def test_every_token_that_top_k_and_top_p_keep_is_drawn_where_its_probability_lies(
+    monkeypatch: pytest.MonkeyPatch, num_candidates: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(sampling, "NUM_CANDIDATES", num_candidates)
+    """All cases are one batch, which has more rows than are drawn from at a time."""
+    monkeypatch.setattr(drawing, "NUM_CANDIDATES", num_candidates)
     row = logits(3)
-    ids, probabilities = sampling._likeliest(row, SamplingParams(top_k=top_k, top_p=top_p))
-    assert set(ids.tolist()) == reference_kept(row, top_k, top_p)
-    assert torch.allclose(probabilities, torch.softmax(row.double(), dim=-1)[ids], atol=1e-6)
+    row[[5, 30, 17, 44]] = float(row[5])  # equals, in the order of their ids
+    expected, draws, made = [], [], []
+    for top_k, top_p in TRUNCATIONS:
+        kept = reference_kept(row, top_k, top_p)
+        below = 0.0
+        for token_id, probability in kept.items():
+            expected.append(token_id)
+            draws.append((below + probability / 2) / sum(kept.values()))
+            made.append(sequence(top_k=top_k, top_p=top_p))
+            below += probability
+    numbers = iter(draws)
+    monkeypatch.setattr(Sequence, "draw", lambda _: next(numbers))
+    assert len(made) > 3 * drawing.MAX_ROWS_ON_CPU
+    assert sample(row.repeat(len(made), 1), made) == expected
+
+
+@pytest.mark.parametrize("num_candidates", [(), (2,), (10,)])
+def test_nothing_else_is_ever_drawn(monkeypatch: pytest.MonkeyPatch, num_candidates: tuple[int, ...]) -> None:
+    monkeypatch.setattr(drawing, "NUM_CANDIDATES", num_candidates)
+    row = logits(3)
+    for top_k, top_p in TRUNCATIONS:
+        kept = [*reference_kept(row, top_k, top_p)]
+        for number, token_id in ((0.0, kept[0]), (1 - 2**-53, kept[-1])):
+            monkeypatch.setattr(Sequence, "draw", lambda _, number=number: number)
+            assert sample(row.clone()[None], [sequence(top_k=top_k, top_p=top_p)]) == [token_id]
 
 
 def test_repetition_penalty_divides_likely_and_multiplies_unlikely_logits_of_prompt_and_answer() -> None:
@@ -141,17 +164,45 @@ def test_no_end_and_no_stop_token_before_min_tokens() -> None:
 def test_logits_that_are_not_finite_fail_their_own_row_only() -> None:
     rows = torch.stack([logits(1), torch.full((VOCAB_SIZE,), torch.nan), logits(2)])
     expected = rows.argmax(dim=-1).tolist()
-    tokens = TorchSampler().sample(rows, [sequence(temperature=0, num_logprobs=2) for _ in range(3)])
+    tokens = TorchSampler().sample(rows, [sequence(temperature=0, num_logprobs=2) for _ in range(3)], range(3))
     assert isinstance(tokens[1], ArithmeticError)
     assert [token.token_id for token in tokens if isinstance(token, SampledToken)] == [expected[0], expected[2]]
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    params = {"temperature": 0.9, "top_p": 0.9, "seed": 5, "frequency_penalty": 0.3}
-    alone = sample(logits(1)[None], [sequence((7,), **params)])
-    rows = torch.stack([logits(2), logits(1), logits(3)])
-    among = sample(rows, [sequence(seed=1), sequence((7,), **params), sequence(temperature=0)])
-    assert among[1] == alone[0]
+PARAMETERS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0},
+    {"temperature": 1.7, "min_p": 0.05},
+    {"top_p": 0.9},
+    {"top_k": 3, "temperature": 0.6},
+    {"top_k": 20, "top_p": 0.8, "min_p": 0.01},
+    {"frequency_penalty": 0.3, "logit_bias": {4: 2.5, 11: -100.0}},
+    {"presence_penalty": -1.5, "repetition_penalty": 1.3},
+    {"min_tokens": 9, "num_logprobs": 3},
+    {"num_logprobs": 0, "logit_bias": {0: 100.0}, "min_tokens": 9},
+]
+
+
+@pytest.mark.parametrize("constraint", [None, (0, 3, 8, 21, 40)])
+def test_a_row_does_not_depend_on_its_neighbours(constraint: tuple[int, ...] | None) -> None:
+    """Every parameter beside every other: each row's token and logprobs are those that it has alone."""
+
+    def made(seed: int) -> Sequence:
+        one = sequence((7, 7, 9), seed=seed, **PARAMETERS[seed % len(PARAMETERS)])
+        one.constraint = None if constraint is None or seed % 3 else Allowed(*constraint)
+        return one
+
+    seeds = range(4 * len(PARAMETERS))
+    alone = [tokens_of(logits(seed)[None], [made(seed)])[0] for seed in seeds]
+    assert tokens_of(torch.stack([*map(logits, seeds)]), [*map(made, seeds)]) == alone
+    assert len({token.token_id for token in alone}) > 10
+
+
+def test_of_more_rows_those_that_are_named_are_sampled() -> None:
+    rows = torch.stack([logits(seed) for seed in range(4)])
+    expected = rows.argmax(dim=-1).tolist()
+    tokens = TorchSampler().sample(rows, [sequence(temperature=0), sequence(temperature=0)], [1, 3])
+    assert [token.token_id for token in tokens if isinstance(token, SampledToken)] == [expected[1], expected[3]]
 
 
 def raw_logprobs(row: torch.Tensor, made: Sequence) -> RawLogprobs:
@@ -253,7 +304,7 @@ def test_a_bias_brings_nothing_back_and_an_end_comes_before_its_time_only_where_
 def test_a_constraint_changes_no_logprob_and_fails_its_own_row_alone() -> None:
     rows = torch.stack([logits()] * 3)
     plain, bound = sequence(temperature=0, num_logprobs=2), constrained(Allowed(7), temperature=0, num_logprobs=2)
-    first, second, third = TorchSampler().sample(rows, [plain, bound, constrained(TooLarge(), temperature=0)])
+    first, second, third = TorchSampler().sample(rows, [plain, bound, constrained(TooLarge(), temperature=0)], range(3))
     assert isinstance(first, SampledToken)
     assert isinstance(second, SampledToken)
     assert second.token_id == 7

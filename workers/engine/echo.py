@@ -117,8 +117,8 @@ class EchoRunner:
 class EchoSampler:
     """Takes the runner's prediction where it may come, but no end before `min_tokens`."""
 
-    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
-        return [_sampled(predicted, sequence) for predicted, sequence in zip(rows, sequences, strict=True)]
+    def sample(self, rows: list[int], sequences: Ids[Sequence], at: Ids[int]) -> list[SampledToken | Exception]:
+        return [_sampled(rows[row], sequence) for row, sequence in zip(at, sequences, strict=True)]
 
     def logprobs(self, rows: list[int], token_ids: Ids[int], num_logprobs: int) -> list[RawLogprobs]:
         pairs = zip(rows, token_ids, strict=True)

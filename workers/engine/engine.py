@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -260,11 +261,9 @@ class Engine:
         """
         try:
             rows = self._runner.run(StepPlan([part.chunk() for part in scheduled], kv_operations))
-            if any(part.sequence.scores_prompt and part.num_prompt_logits for part in scheduled):
-                return self._sample_one_by_one(scheduled, rows)
-            completed = [part.sequence for part in scheduled if part.completes]
-            sampled = iter(self._sampler.sample(rows, completed) if completed else [])
-            return [next(sampled) if part.completes else None for part in scheduled]
+            ends = [*accumulate(part.num_logits for part in scheduled)]
+            self._score_prompts(scheduled, ends, rows)
+            return self._sample(scheduled, ends, rows)
         except DeviceLostError:
             raise
         except Exception as error:  # noqa: BLE001  whatever a model raises must end one request at most
@@ -273,21 +272,25 @@ class Engine:
             logger.warning("a step of %d sequences failed, running them one by one: %s", len(scheduled), error)
             return [self._run([part])[0] for part in scheduled]
 
-    def _sample_one_by_one(self, scheduled: list[Scheduled], rows: LogitsRows) -> list[SampledToken | Exception | None]:
-        """The same for parts of which some also tell how likely their prompt was."""
-        results: list[SampledToken | Exception | None] = []
-        end = 0
-        for part in scheduled:
-            sequence, num_told, start = part.sequence, part.num_prompt_logits, end
-            end = start + part.num_logits
+    def _score_prompts(self, scheduled: list[Scheduled], ends: list[int], rows: LogitsRows) -> None:
+        """Note how likely the prompts' own tokens were, where somebody wants to know; `ends` of the parts' rows."""
+        for part, end in zip(scheduled, ends, strict=True):
+            sequence = part.sequence
+            num_told, start = part.num_prompt_logits, end - part.num_logits
             num_logprobs = sequence.request.sampling.num_prompt_logprobs
             if num_told and num_logprobs is not None:
                 told = sequence.num_prompt_tokens_told
                 token_ids = sequence.token_ids[told : told + num_told]
                 told_rows = rows[start : start + num_told]
                 sequence.prompt_logprobs += self._sampler.logprobs(told_rows, token_ids, num_logprobs)
-            results.append(self._sampler.sample(rows[end - 1 : end], [sequence])[0] if part.completes else None)
-        return results
+
+    def _sample(
+        self, scheduled: list[Scheduled], ends: list[int], rows: LogitsRows
+    ) -> list[SampledToken | Exception | None]:
+        sequences = [part.sequence for part in scheduled if part.completes]
+        at = [end - 1 for part, end in zip(scheduled, ends, strict=True) if part.completes]
+        sampled = iter(self._sampler.sample(rows, sequences, at) if sequences else [])
+        return [next(sampled) if part.completes else None for part in scheduled]
 
     def _emit(self, scheduled: Scheduled, sampled: SampledToken | Exception | None) -> SequenceOutput | None:
         """Note one part's result and turn it into output."""

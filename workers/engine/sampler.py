@@ -23,8 +23,11 @@ class SampledToken:
 class Sampler(Protocol):
     """Chooses the next token of each sequence."""
 
-    def sample(self, rows: LogitsRows, sequences: list[Sequence]) -> list[SampledToken | Exception]:
-        """One token per row, which it may change; an exception where that row's sequence alone cannot go on."""
+    def sample(self, rows: LogitsRows, sequences: Rows[Sequence], at: Rows[int]) -> list[SampledToken | Exception]:
+        """One token per sequence, whose rows are those `at` these indices, in order; it may change them.
+
+        An exception where a sequence alone cannot go on.
+        """
 
     def logprobs(self, rows: LogitsRows, token_ids: Rows[int], num_logprobs: int) -> list[RawLogprobs]:
         """How likely a token that is known was, for each row, and so many of the likeliest."""

@@ -67,7 +67,7 @@ class NoGeneration:
     def run(self, plan: StepPlan) -> LogitsRows:
         raise NotImplementedError
 
-    def sample(self, rows: LogitsRows, sequences: list[Sequence]) -> list[SampledToken | Exception]:
+    def sample(self, rows: LogitsRows, sequences: Rows[Sequence], at: Rows[int]) -> list[SampledToken | Exception]:
         raise NotImplementedError
 
     def logprobs(self, rows: LogitsRows, token_ids: Rows[int], num_logprobs: int) -> list[RawLogprobs]:

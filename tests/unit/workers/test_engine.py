@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import pytest
@@ -332,8 +333,8 @@ def test_a_lost_device_ends_the_engine_and_is_blamed_on_no_request() -> None:
 
 
 class OneRowFails(EchoSampler):
-    def sample(self, rows: list[int], sequences: list[Sequence]) -> list[SampledToken | Exception]:
-        tokens = super().sample(rows, sequences)
+    def sample(self, rows: list[int], sequences: Rows[Sequence], at: Rows[int]) -> list[SampledToken | Exception]:
+        tokens = super().sample(rows, sequences, at)
         return [
             ArithmeticError("not finite") if sequence.request_id == "bad" else token
             for token, sequence in zip(tokens, sequences, strict=True)
