@@ -17,8 +17,10 @@ install: $(VENV)/.dev-installed
 serve: $(VENV)/.installed
 	@exec $(BIN)/aviary serve
 
+# First what may run beside each other, then what wants the machine to itself.
 test: $(VENV)/.dev-installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/integration -m '(unit or parallel) and not long' -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/integration tests/e2e tests/chaos tests/gpu -m 'not (parallel or long)'
 
 # What `make test` does a few times, many times: faults under load, each counted; and machines that fall silent for long.
 ROUNDS ?= 20
@@ -27,8 +29,9 @@ chaos: $(VENV)/.dev-installed
 		-m 'long or not long' --rounds $(ROUNDS) --timeout 7200
 
 # What `make test` does briefly, for long: whatever the OpenAPI document allows and whatever it does not, new each time;
-# and a thousand texts of a real model under strict JSON schemas.
+# a thousand texts of a real model under strict JSON schemas; and what must hold of whatever comes, with new examples.
 fuzz: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest tests/unit -m hypothesis --hypothesis-profile fuzz -n 2 --timeout 7200
 	$(BIN)/python -m pytest tests/integration/test_openapi_fuzz.py tests/integration/test_structured_outputs.py \
 		-m 'long or not long' --rounds 50 --timeout 7200
 

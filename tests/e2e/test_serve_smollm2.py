@@ -165,7 +165,7 @@ def test_a_short_request_finishes_before_seven_long_ones_that_started_first(serv
                 )
                 finished.append(name)
 
-            long = [asyncio.create_task(complete(f"long {number}", 200)) for number in range(7)]
+            long = [asyncio.create_task(complete(f"long {number}", 80)) for number in range(7)]
             await asyncio.sleep(1)
             await complete("short", 10)
             assert finished == ["short"]

@@ -16,6 +16,8 @@ from model_registry.schema import AutoscalingConfig, RegistryEntry
 from tests.support.serve_autoscaling import Clock, ServeAutoscaler, ServeHandle
 from workers.pool.autoscaling import Autoscaler
 
+pytestmark = pytest.mark.parallel
+
 NUM_TRACES: Final = 1000
 NUM_TICKS: Final = 80
 START: Final = 1_700_000_000.0

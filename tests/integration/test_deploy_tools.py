@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 
 from tests.support.compose import ROOT, services
 
+pytestmark = pytest.mark.parallel
+
 DEPLOY: Final = ROOT / "deploy"
 SCRIPTS: Final = ("ray-node", "with-ray-node", "make-secrets")
 TOOL_TIMEOUT_S: Final = 60

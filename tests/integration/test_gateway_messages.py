@@ -19,6 +19,8 @@ from tests.support.live_worker import LiveWorker
 from tests.support.scripted_pool import MODEL, SECRET, TalkingWorker, entry, pool_view
 from workers.initializers import build_engine, initializer_for
 
+pytestmark = pytest.mark.parallel
+
 HELLO: dict[str, Any] = {"model": MODEL, "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
 TOOLS: Any = [
     {"name": name, "description": "Of a city.", "input_schema": {"type": "object", "properties": {"city": {}}}}

@@ -14,6 +14,8 @@ from model_registry.schema import RegistryEntry
 from tests.support.live_gateway import LiveGateway
 from tests.support.scripted_pool import MODEL, ScriptedWorker, TalkingWorker, entry, model_view, pool_view, replica
 
+pytestmark = pytest.mark.parallel
+
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 
 

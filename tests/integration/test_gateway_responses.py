@@ -17,6 +17,8 @@ from tests.support.gateways import wait_for
 from tests.support.live_gateway import LiveGateway
 from tests.support.scripted_pool import MODEL, ScriptedWorker, TalkingWorker
 
+pytestmark = pytest.mark.parallel
+
 HELLO: dict[str, Any] = {"model": MODEL, "input": "hello"}
 OF_NO_TIME = {"id", "created_at", "completed_at", "output"}
 

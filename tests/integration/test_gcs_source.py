@@ -19,6 +19,8 @@ from workers.errors import SourceError
 from workers.sources import fetch_mirror, fetch_model, gcs, ranged_download
 from workers.sources.object_store import NUM_CONNECTIONS
 
+pytestmark = pytest.mark.parallel
+
 KIB = 1 << 10
 CHUNK_BYTES = 32 * KIB
 WEIGHTS = bytes(range(256)) * 4 * KIB  # 1 MiB, 32 chunks

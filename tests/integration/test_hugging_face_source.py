@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+pytestmark = pytest.mark.parallel
+
 COMMIT = "c" * 40
 FILES = {
     "config.json": b"{}",

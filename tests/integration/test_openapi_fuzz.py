@@ -24,8 +24,10 @@ from tests.support.live_worker import LiveWorker
 from tests.support.scripted_pool import SECRET, pool_view
 from workers.initializers import build_engine, initializer_for
 
+pytestmark = pytest.mark.parallel
+
 ROOT = Path(__file__).parents[2]
-NUM_EXAMPLES = 150
+NUM_EXAMPLES = 50
 NUM_EXAMPLES_LONG = 5000
 """Of each operation, besides the thousand that follow from the document's bounds."""
 REPLACED_CHECK = "positive_data_acceptance"

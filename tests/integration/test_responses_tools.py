@@ -14,6 +14,8 @@ from model_registry.contract import ChatPrompt, ConstraintKind
 from tests.support.live_gateway import LiveGateway
 from tests.support.scripted_pool import MODEL, TalkingWorker, entry
 
+pytestmark = pytest.mark.parallel
+
 TOOLS: Any = [
     {"type": "function", "name": name, "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
     for name in ("weather", "time")

@@ -30,6 +30,8 @@ from workers.sources import fetch_mirror, fetch_model, ranged_download
 from workers.sources.object_store import NUM_CONNECTIONS
 from workers.sources.traffic import FETCHED
 
+pytestmark = pytest.mark.parallel
+
 KIB = 1 << 10
 CHUNK_BYTES = 128 * KIB
 SMALL_CHUNK_BYTES = 32 * KIB

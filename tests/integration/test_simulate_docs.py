@@ -10,6 +10,8 @@ import pytest
 
 from aviary.cli import run
 
+pytestmark = pytest.mark.parallel
+
 PAGE = (Path(__file__).parents[2] / "docs" / "simulate.md").read_text(encoding="utf-8")
 
 

@@ -9,6 +9,8 @@ import pytest
 from aviary.cli import run
 from model_registry.loader import ZOO
 
+pytestmark = pytest.mark.parallel
+
 
 def test_a_picture_is_drawn_or_why_not_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.parallel
+
 COMMANDS = (("gateway",), ("gateway", "--workers=2"), ("serve",))
 
 

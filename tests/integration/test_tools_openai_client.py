@@ -15,6 +15,8 @@ from model_registry.contract import ChatMessage, ChatPrompt
 from tests.support.live_gateway import LiveGateway
 from tests.support.scripted_pool import MODEL, TalkingWorker, entry
 
+pytestmark = pytest.mark.parallel
+
 HELLO: Any = [{"role": "user", "content": "hello"}]
 TOOLS: Any = [
     {

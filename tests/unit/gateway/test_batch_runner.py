@@ -38,6 +38,11 @@ IDLE = WorkerStatus()
 WAIT_S = 5.0
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_feed, "PAUSE_S", 0.02)
+
+
 @asynccontextmanager
 async def running(folder: Path, *, slots: int = 1, **workers: ScriptedWorker) -> AsyncIterator[FastAPI]:
     view = pool_view(model_view(*map(replica, workers), of=entry(ongoing=slots, max_batch_size=slots)))

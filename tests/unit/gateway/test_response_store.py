@@ -184,11 +184,11 @@ async def test_tables_of_another_version_are_refused(path: Path) -> None:
 async def test_a_store_that_hangs_is_not_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path) as store:
         await store.put(kept("a"))
-        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.2)
+        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.1)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert await store.get("a") == kept("a"), "reading waits for nobody"
-            with pytest.raises(StoreError, match=r"did not answer within 0\.2 s"):
+            with pytest.raises(StoreError, match=r"did not answer within 0\.1 s"):
                 await store.put(kept("b"))
             other.execute("ROLLBACK")
         monkeypatch.undo()
@@ -197,11 +197,11 @@ async def test_a_store_that_hangs_is_not_waited_for(path: Path, monkeypatch: pyt
 
 async def test_what_comes_too_late_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path) as store:
-        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.2)
+        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.1)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for name in ("begun", "queued"):
-                with pytest.raises(StoreError, match=r"did not answer within 0\.2 s"):
+                with pytest.raises(StoreError, match=r"did not answer within 0\.1 s"):
                     await store.put(kept(name))
             other.execute("ROLLBACK")
         monkeypatch.undo()
@@ -215,11 +215,11 @@ async def test_what_is_being_made_final_is_waited_for(path: Path, monkeypatch: p
 
         def slowly(use: store_file._Use) -> bool:
             may_be = make_final(use)
-            time.sleep(0.3)
+            time.sleep(0.12)
             return may_be
 
         monkeypatch.setattr(store_file._Use, "make_final", slowly)
-        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.2)
+        monkeypatch.setattr(store_file, "TIMEOUT_S", 0.1)
         assert await store.put(kept("a"))
         assert await store.get("a") == kept("a")
 

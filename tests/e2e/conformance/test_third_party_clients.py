@@ -17,17 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Server, echo_entry, write_registry
+from tests.e2e.conftest import Server
 from tests.support.client_environments import LISTS, NODE, node_modules, python_environment, with_programs
+from tests.support.conformance_cases import ECHO, SMOLLM2
 
-ECHO = "tests/echo"
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
 CITIES = {"London", "Paris", "Rome"}
 NUM_DIMENSIONS = {ECHO: 258, SMOLLM2: 576}
 ADDRESS = "http://127.0.0.1:8000"
-PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "clients.md").read_text()
 PROGRAM_TIMEOUT_S = 180.0
 
 pytestmark = pytest.mark.timeout(900)  # the first start may have to fetch the model, and the clients
@@ -94,17 +93,6 @@ RUNS = [*((name, ECHO) for name in PROGRAMS), *((name, SMOLLM2) for name in ("La
 EVERY_RUN = pytest.mark.parametrize(("name", "model"), RUNS)
 
 Transcripts = dict[tuple[str, str], Said]
-
-
-@pytest.fixture(scope="module")
-def server(start: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
-    real = {"extends": f"{SMOLLM2.replace('/', '--')}.yaml", "model_config": {"model_id": SMOLLM2}}
-    registry = write_registry(tmp_path_factory.mktemp("registry"), echo_entry(ECHO), real)
-    store = tmp_path_factory.mktemp("store") / "responses.db"
-    server = start(AVIARY_REGISTRY=str(registry), AVIARY_RESPONSES_STORE=str(store))
-    for model in (ECHO, SMOLLM2):
-        server.wait_until(lambda model=model: server.model(model)["state"] == "ready")  # type: ignore[misc]
-    return server
 
 
 @pytest.fixture(scope="module")
