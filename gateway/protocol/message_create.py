@@ -11,9 +11,10 @@ from gateway.errors import InvalidRequestError, shortened
 from gateway.protocol.fields import INT32_MAX, MAX_STOPS, AnsweredBody, Body, SamplingFields, StopString
 from gateway.protocol.message_blocks import CACHE_CONTROL, MessageParam, System, conversation_of
 from gateway.protocol.structured import SchemaText
+from gateway.protocol.tool_choice import Choice, NamedTool, tool_use_of
 from gateway.protocol.tools import MAX_TOOLS, object_schema
 from gateway.protocol.validation import RequestModel, invalid, only_neutral
-from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
+from gateway.tool_use import Tool, ToolMode, ToolUse
 from model_registry.contract import ChatMessage
 
 MIN_THINKING_TOKENS = 1024
@@ -140,21 +141,19 @@ class MessageFields(Body):
     def tool_use(self) -> ToolUse:
         """Raises `InvalidRequestError` where tools and choice do not go together."""
         choice = self.tool_choice or ToolChoice(type="auto")
-        tools = tuple(tool.as_tool() for tool in self.tools or ())
-        by_name = {tool.name: tool for tool in tools}
-        if len(by_name) < len(tools):
-            raise _contradiction("tools", "two tools have the same name")
         if (choice.name is not None) != (choice.type == "tool"):
-            raise _contradiction("tool_choice.name", "the type 'tool' needs it, and others have none")
-        if choice.name is not None and choice.name not in by_name:
-            raise _contradiction("tool_choice.name", f"'{shortened(choice.name)}' is not among 'tools'")
-        if choice.type == "any" and not tools:
-            raise _contradiction("tool_choice", "there are no 'tools'")
-        if not tools or choice.type == "none":
-            return NO_TOOLS
-        callable_ = tools if choice.name is None else (by_name[choice.name],)
-        is_parallel = choice.type != "tool" and not choice.disable_parallel_tool_use
-        return ToolUse(_MODES[choice.type], tools, callable_, is_parallel)
+            raise InvalidRequestError(
+                "Invalid 'tool_choice.name': the type 'tool' needs it, and others have none.",
+                param="tool_choice.name",
+                code="invalid_value",
+            )
+        named = None if choice.name is None else [NamedTool(choice.name, "tool_choice.name")]
+        return tool_use_of(
+            [tool.as_tool() for tool in self.tools or ()],
+            Choice(_MODES[choice.type], named),
+            parallel=not choice.disable_parallel_tool_use,
+            name_param="tools[{}].name",
+        )
 
     @property
     def wants_thinking(self) -> bool:
@@ -215,7 +214,3 @@ class MessageRequest(MessageFields, AnsweredBody):
         """What the text must fit, as JSON."""
         wanted = None if self.output_config is None else self.output_config.format
         return None if wanted is None else wanted.schema_
-
-
-def _contradiction(param: str, reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")

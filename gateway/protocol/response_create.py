@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from gateway.errors import InvalidRequestError, shortened
+from gateway.errors import InvalidRequestError
 from gateway.protocol.chat import MAX_TOP_LOGPROBS
 from gateway.protocol.fields import INT32_MAX, NO_EFFECT, SamplingFields, check_stream_options
 from gateway.protocol.response_items import InputItem, ItemReference, Message
 from gateway.protocol.structured import schema_text
+from gateway.protocol.tool_choice import Choice, NamedTool, tool_use_of
 from gateway.protocol.tools import MAX_TOOLS, FunctionDefinition, FunctionType
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, tag, text_or_list
-from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
+from gateway.tool_use import Tool, ToolMode, ToolUse
 
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (
@@ -84,6 +86,16 @@ ToolChoice = Annotated[
     | Annotated[AllowedTools, Tag(tag("allowed_tools"))],
     Discriminator(_choice_kind),
 ]
+
+
+def _choice(choice: str | NamedFunction | AllowedTools | None) -> Choice:
+    match choice:
+        case NamedFunction(name=name):
+            return Choice(ToolMode.NAMED, [NamedTool(name, "tool_choice.name")])
+        case AllowedTools(mode=mode, tools=tools):
+            named = [NamedTool(one.name, f"tool_choice.tools[{index}].name") for index, one in enumerate(tools)]
+            return Choice(ToolMode(mode), named)
+    return Choice(ToolMode(choice or "auto"))
 
 
 def _not_too_long(schema: dict[str, Any]) -> dict[str, Any]:
@@ -204,53 +216,15 @@ class ResponseRequest(SamplingFields):
                 param="input",
                 code="invalid_value",
             )
-        self._check_names()
-        self._check_tool_choice()
+        # Whatever is wrong with these is to be said now.
+        _ = self.tool_use
 
-    def _check_names(self) -> None:
-        names: set[str] = set()
-        for index, tool in enumerate(self.tools or ()):
-            if tool.name in names:
-                raise InvalidRequestError(
-                    f"Invalid 'tools[{index}].name': an earlier tool is called '{tool.name}' too.",
-                    param=f"tools[{index}].name",
-                    code="invalid_value",
-                )
-            names.add(tool.name)
-
-    def _check_tool_choice(self) -> None:
-        if self.tool_choice in (None, "none", "auto"):
-            return
-        names = {tool.name for tool in self.tools or ()}
-        missing = [name for name in self.chosen_names if name not in names]
-        if missing or not names:
-            told = f"'{shortened(missing[0])}' is not among 'tools'" if missing else "there are no 'tools'"
-            raise InvalidRequestError(f"Invalid 'tool_choice': {told}.", param="tool_choice", code="invalid_value")
-
-    @property
-    def chosen_names(self) -> list[str]:
-        """The functions that `tool_choice` leaves; all of them where it names none."""
-        match self.tool_choice:
-            case NamedFunction(name=name):
-                return [name]
-            case AllowedTools(tools=tools):
-                return [one.name for one in tools]
-        return [tool.name for tool in self.tools or ()]
-
-    @property
+    @cached_property
     def tool_use(self) -> ToolUse:
-        """What the request comes to."""
-        tools = tuple(Tool(one.name, one.description, one.parameters, bool(one.strict)) for one in self.tools or ())
-        chosen = tuple(tool for tool in tools if tool.name in self.chosen_names)
+        """Raises `InvalidRequestError` where tools and choice do not go together."""
+        tools = [Tool(one.name, one.description, one.parameters, bool(one.strict)) for one in self.tools or ()]
         parallel = self.parallel_tool_calls is not False
-        match self.tool_choice:
-            case NamedFunction():
-                return ToolUse(ToolMode.NAMED, tools, chosen, parallel=False)
-            case AllowedTools(mode=mode):
-                return ToolUse(ToolMode(mode), chosen, chosen, parallel)
-            case choice:
-                mode_of_all = ToolMode(choice or "auto")
-                return ToolUse(mode_of_all, tools, tools, parallel) if tools and choice != "none" else NO_TOOLS
+        return tool_use_of(tools, _choice(self.tool_choice), parallel=parallel, name_param="tools[{}].name")
 
     @property
     def template_kwargs(self) -> dict[str, Any]:

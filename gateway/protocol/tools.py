@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from gateway.errors import InvalidRequestError, MissingParameterError, shortened
+from gateway.protocol import tool_choice
 from gateway.protocol.fields import INT64_MAX
+from gateway.protocol.tool_choice import Choice, NamedTool
 from gateway.protocol.validation import OBJECT, TEXT, RequestModel, invalid
-from gateway.tool_use import NO_TOOLS, Tool, ToolMode, ToolUse
+from gateway.tool_use import Tool, ToolMode, ToolUse
 
 MAX_TOOLS = 128
 MAX_NAME_LENGTH = 64
@@ -147,12 +148,14 @@ class ToolChoiceObject(RequestModel):
                     code="invalid_value",
                 )
 
-    def references(self) -> list[tuple[str, str]]:
-        """The functions it names, each with the path of the name."""
+    def references(self) -> list[NamedTool]:
+        """The functions it names."""
         if self.allowed_tools is not None:
             path = "tool_choice.allowed_tools.tools[{}].function.name"
-            return [(path.format(index), one.function.name) for index, one in enumerate(self.allowed_tools.tools)]
-        return [] if self.function is None else [("tool_choice.function.name", self.function.name)]
+            return [
+                NamedTool(one.function.name, path.format(index)) for index, one in enumerate(self.allowed_tools.tools)
+            ]
+        return [] if self.function is None else [NamedTool(self.function.name, "tool_choice.function.name")]
 
 
 def _choice_kind(value: Any) -> str:
@@ -174,51 +177,13 @@ def tool_use_of(
     definitions: Sequence[ToolDefinition], choice: str | ToolChoiceObject | None, *, parallel: bool
 ) -> ToolUse:
     """What the request comes to. Raises `InvalidRequestError` where its tools and its choice do not go together."""
-    tools = tuple(definition.as_tool() for definition in definitions)
-    _check_unique(tools)
-    if isinstance(choice, ToolChoiceObject):
-        choice.check_parts()
-    if not tools:
-        _check_needs_none(choice)
-        return NO_TOOLS
-    if isinstance(choice, ToolChoiceObject):
-        return _among(tools, choice, parallel=parallel)
-    mode = ToolMode(choice or "auto")
-    return NO_TOOLS if mode is ToolMode.NONE else ToolUse(mode, tools, tools, parallel)
+    tools = [definition.as_tool() for definition in definitions]
+    return tool_choice.tool_use_of(tools, _choice(choice), parallel=parallel, name_param="tools[{}].function.name")
 
 
-def _check_unique(tools: Sequence[Tool]) -> None:
-    counts: Counter[str] = Counter()
-    for index, tool in enumerate(tools):
-        counts[tool.name] += 1
-        if counts[tool.name] > 1:
-            param = f"tools[{index}].function.name"
-            raise InvalidRequestError(
-                f"Invalid '{param}': an earlier tool is called '{tool.name}' too. Names of tools must be unique.",
-                param=param,
-                code="invalid_value",
-            )
-
-
-def _check_needs_none(choice: str | ToolChoiceObject | None) -> None:
-    if choice not in (None, "none", "auto"):
-        raise InvalidRequestError(
-            "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.",
-            param="tool_choice",
-            code="invalid_value",
-        )
-
-
-def _among(tools: tuple[Tool, ...], choice: ToolChoiceObject, *, parallel: bool) -> ToolUse:
-    by_name = {tool.name: tool for tool in tools}
-    for param, name in choice.references():
-        if name not in by_name:
-            raise InvalidRequestError(
-                f"Invalid '{param}': no function named '{shortened(name)}' was specified in the 'tools' parameter.",
-                param=param,
-                code="invalid_value",
-            )
-    chosen = tuple(by_name[name] for name in dict.fromkeys(name for _, name in choice.references()))
-    if choice.allowed_tools is None:
-        return ToolUse(ToolMode.NAMED, tools, chosen, parallel=False)
-    return ToolUse(ToolMode(choice.allowed_tools.mode), chosen, chosen, parallel)
+def _choice(choice: str | ToolChoiceObject | None) -> Choice:
+    if not isinstance(choice, ToolChoiceObject):
+        return Choice(ToolMode(choice or "auto"))
+    choice.check_parts()
+    allowed = choice.allowed_tools
+    return Choice(ToolMode.NAMED if allowed is None else ToolMode(allowed.mode), choice.references())

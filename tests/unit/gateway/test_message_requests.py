@@ -89,7 +89,7 @@ def user(*blocks: Any) -> dict[str, Any]:
          "tools[0].input_schema"),
         ({"tools": [TOOL | {"name": "no spaces"}]}, "invalid_value", "tools[0].name"),
         ({"tools": [TOOL | {"defer_loading": True}]}, "unsupported_parameter", "tools[0].defer_loading"),
-        ({"tools": [TOOL, TOOL]}, "invalid_value", "tools"),
+        ({"tools": [TOOL, TOOL]}, "invalid_value", "tools[1].name"),
         ({"tool_choice": {"type": "any"}}, "invalid_value", "tool_choice"),
         ({"tool_choice": {"type": "maybe"}}, "invalid_value", "tool_choice.type"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "invalid_value", "tool_choice.name"),
