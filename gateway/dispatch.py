@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,6 @@ from typing import Final
 from gateway.channel import Connect
 from gateway.errors import (
     ApiError,
-    ContextLengthExceededError,
     DeadlineError,
     DrainingError,
     ModelNotFoundError,
@@ -33,32 +31,24 @@ from gateway.errors import (
 from gateway.load import Load
 from gateway.metrics import Metrics
 from gateway.model_lane import ModelLane
+from gateway.outages import Outages
 from gateway.output_stream import OutputStream
 from gateway.routing import Router, RoutingPolicy
-from gateway.ticket import Submission, Ticket, TicketState
-from gateway.token_estimates import prompt_tokens
+from gateway.ticket import Submission, Ticket, TicketState, tickets_of
 from gateway.worker_link import WorkerLink
 from model_registry.contract import (
     Fault,
     FaultKind,
     Frame,
-    GenerationRequest,
     ModelView,
     PoolView,
-    ReplicaState,
     ReplicaView,
     SequenceOutput,
-    SubmitBatch,
-    encode_command,
 )
 
 logger = logging.getLogger(__name__)
 
-CONNECT_GRACE_S: Final = 5.0
-"""How long requests wait for a ready replica that is not connected, before they are refused."""
 MAX_WORKER_LOSSES: Final = 2
-MAX_REQUEST_BYTES: Final = 32 * 1024 * 1024
-"""A template may make a prompt much larger than the body it came in."""
 
 _RETRIED = (FaultKind.WORKER_FULL, FaultKind.WORKER_DRAINING)
 
@@ -89,7 +79,7 @@ class Dispatcher:
         self._request_timeout_s = request_timeout_s
         self._routing = routing
         self._lanes: dict[str, ModelLane] = {}
-        self._outages: dict[ModelLane, asyncio.TimerHandle] = {}
+        self._outages = Outages(self._refuse_queued)
         self._jobs: dict[OutputStream, _Job] = {}
         self._sent_to: dict[Ticket, WorkerLink] = {}
         self._retiring: set[WorkerLink] = set()
@@ -138,7 +128,7 @@ class Dispatcher:
         stream = OutputStream(submission.num_sequences, on_close=lambda: self._end_job(job))
         job = _Job(stream, lane)
         loop = asyncio.get_running_loop()
-        job.tickets = _tickets(submission, stream, now)
+        job.tickets = tickets_of(submission, stream, now)
         job.deadline = loop.call_later(submission.received_at + self._request_timeout_s - now, self._expire, job)
         self._jobs[stream] = job
         self._is_idle.clear()
@@ -204,7 +194,7 @@ class Dispatcher:
     def link_up(self, link: WorkerLink) -> None:
         lane = self._lanes.get(link.model_id)
         if lane is not None:
-            self._watch_outage(lane)
+            self._outages.watch(lane)
             self._flush_soon()
 
     def link_frame(self, link: WorkerLink, frame: Frame) -> None:
@@ -233,7 +223,7 @@ class Dispatcher:
         self._close_when_done(link)
         lane = self._lanes.get(link.model_id)
         if lane is not None:
-            self._watch_outage(lane)
+            self._outages.watch(lane)
             self._flush_soon()
 
     # Outputs
@@ -292,7 +282,7 @@ class Dispatcher:
         if lane is not None:
             self._drained.add(link.replica_id)
             self._retire(lane, link)
-            self._watch_outage(lane)
+            self._outages.watch(lane)
 
     def _requeue(self, ticket: Ticket) -> None:
         link = self._sent_to.pop(ticket)
@@ -357,7 +347,7 @@ class Dispatcher:
             self._remove_model(self._lanes[model_id])
         for model_id, model in models.items():
             self._update_model(self._lanes.get(model_id) or self._add_model(model), model, view.secret)
-        self._drained &= {one.replica_id for model in view.models for one in model.replicas if _is_ready(one)}
+        self._drained &= {replica_id for lane in self._lanes.values() for replica_id in lane.ready_replicas}
         self._flush_soon()
 
     def _add_model(self, model: ModelView) -> ModelLane:
@@ -372,7 +362,7 @@ class Dispatcher:
     def _update_model(self, lane: ModelLane, model: ModelView, secret: str) -> None:
         lane.view = model
         self._metrics.replicas(model)
-        ready = {one.replica_id: one for one in model.replicas if _is_ready(one)}
+        ready = lane.ready_replicas
         for link in list(lane.links.values()):
             replica = ready.get(link.replica_id)
             if replica is None or replica.address != link.address or link.secret != secret:
@@ -380,7 +370,7 @@ class Dispatcher:
         for replica in ready.values():
             if replica.replica_id not in self._drained | set(lane.links):
                 self._link(lane, replica, secret)
-        self._watch_outage(lane)
+        self._outages.watch(lane)
 
     def _link(self, lane: ModelLane, replica: ReplicaView, secret: str) -> None:
         address = replica.address or ""
@@ -388,9 +378,13 @@ class Dispatcher:
         lane.links[replica.replica_id] = link
         link.start()
 
+    def _refuse_queued(self, lane: ModelLane) -> None:
+        for ticket in lane.queued:
+            self._fail_ticket(ticket, lane.unavailable())
+
     def _remove_model(self, lane: ModelLane) -> None:
         del self._lanes[lane.model_id]
-        self._cancel_outage(lane)
+        self._outages.forget(lane)
         for ticket in lane.queued:
             self._fail_ticket(ticket, ModelNotFoundError(lane.model_id))
         for link in list(lane.links.values()):
@@ -413,30 +407,6 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(link.close(), name=f"close {link.replica_id}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-    # Outages
-
-    def _watch_outage(self, lane: ModelLane) -> None:
-        if lane.is_reachable or (not lane.links and lane.view.may_wait):
-            lane.is_out = False
-            self._cancel_outage(lane)
-        elif not lane.links and not any(_is_ready(one) for one in lane.view.replicas):
-            self._declare_outage(lane)
-        elif not lane.is_out and lane not in self._outages:
-            # Either a link comes up soon, or a replica drains that the pool's view still shows: news will come.
-            loop = asyncio.get_running_loop()
-            self._outages[lane] = loop.call_later(CONNECT_GRACE_S, self._declare_outage, lane)
-
-    def _declare_outage(self, lane: ModelLane) -> None:
-        lane.is_out = True
-        self._cancel_outage(lane)
-        for ticket in lane.queued:
-            self._fail_ticket(ticket, lane.unavailable())
-
-    def _cancel_outage(self, lane: ModelLane) -> None:
-        timer = self._outages.pop(lane, None)
-        if timer is not None:
-            timer.cancel()
 
     # Shutting down
 
@@ -468,47 +438,6 @@ class Dispatcher:
         """Lets go of all workers."""
         self.fail_all(ServerError("The server was stopped while processing your request."))
         for lane in list(self._lanes.values()):
-            self._cancel_outage(lane)
+            self._outages.forget(lane)
         links = [link for lane in self._lanes.values() for link in lane.links.values()]
         await asyncio.gather(*(link.close() for link in (*links, *self._retiring)), *self._closing)
-
-
-def _is_ready(replica: ReplicaView) -> bool:
-    return replica.state is ReplicaState.READY and replica.address is not None
-
-
-def _tickets(submission: Submission, stream: OutputStream, now: float) -> list[Ticket]:
-    name = uuid.uuid4().hex
-    tickets: list[Ticket] = []
-    for prompt in submission.prompts:
-        first = len(tickets)
-        requests = [
-            GenerationRequest(request_id=f"{name}-{index}", prompt=prompt, sampling=sampling, task=submission.task)
-            for index, sampling in enumerate(submission.sampling, start=first)
-        ]
-        num_bytes, num_prompt_tokens = _size_on_channel(requests[0], submission), prompt_tokens(prompt)
-        tickets += [
-            Ticket(
-                base=request,
-                index=index,
-                submission=submission,
-                stream=stream,
-                num_bytes=num_bytes,
-                num_prompt_tokens=num_prompt_tokens,
-                admitted_at=now,
-            )
-            for index, request in enumerate(requests, start=first)
-        ]
-    return tickets
-
-
-def _size_on_channel(request: GenerationRequest, submission: Submission) -> int:
-    """Raises `ContextLengthExceededError` for what no channel carries."""
-    num_bytes = len(encode_command(SubmitBatch((request,))))
-    if num_bytes > MAX_REQUEST_BYTES:
-        raise ContextLengthExceededError(
-            f"Your request takes {num_bytes} bytes once its messages are in the model's format, more than the limit of "
-            f"{MAX_REQUEST_BYTES} bytes. Please shorten it.",
-            param=submission.prompt_param,
-        )
-    return num_bytes

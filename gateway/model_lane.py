@@ -8,7 +8,7 @@ the dispatcher, its only user, does what it says. Which replica suits a request 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from gateway.errors import InvalidRequestError, ModelUnavailableError, QueueFullError
@@ -54,6 +54,15 @@ class ModelLane:
     def num_queued(self) -> int:
         """Of clients."""
         return len(self._queue)
+
+    @property
+    def ready_replicas(self) -> Mapping[str, ReplicaView]:
+        """Those that a link can go to, by their ids."""
+        return {
+            one.replica_id: one
+            for one in self.view.replicas
+            if one.state is ReplicaState.READY and one.address is not None
+        }
 
     @property
     def is_reachable(self) -> bool:

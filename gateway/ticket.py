@@ -5,17 +5,32 @@ Plain state with one owner, the dispatcher; knows nothing of channels or HTTP.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
-from gateway.errors import ApiError, from_fault
+from gateway.errors import ApiError, ContextLengthExceededError, from_fault
 from gateway.output_stream import OutputStream
 from gateway.routing import Route
-from gateway.token_estimates import EXPECTED_TOKENS, tokens_left
-from model_registry.contract import GENERATE, Fault, Generate, GenerationRequest, Prompt, SamplingParams, Task
+from gateway.token_estimates import EXPECTED_TOKENS, prompt_tokens, tokens_left
+from model_registry.contract import (
+    GENERATE,
+    Fault,
+    Generate,
+    GenerationRequest,
+    Prompt,
+    SamplingParams,
+    SubmitBatch,
+    Task,
+    encode_command,
+)
+
+MAX_REQUEST_BYTES: Final = 32 * 1024 * 1024
+"""A template may make a prompt much larger than the body it came in."""
 
 
 class TicketState(StrEnum):
@@ -134,3 +149,40 @@ class Ticket:
 
     def mark_ended(self) -> None:
         self.state = TicketState.ENDED
+
+
+def tickets_of(submission: Submission, stream: OutputStream, now: float) -> list[Ticket]:
+    """One for each of its sequences. Raises `ContextLengthExceededError` for a prompt that no channel carries."""
+    name = uuid.uuid4().hex
+    tickets: list[Ticket] = []
+    for prompt in submission.prompts:
+        first = len(tickets)
+        requests = [
+            GenerationRequest(request_id=f"{name}-{index}", prompt=prompt, sampling=sampling, task=submission.task)
+            for index, sampling in enumerate(submission.sampling, start=first)
+        ]
+        num_bytes, num_prompt_tokens = _size_on_channel(requests[0], submission), prompt_tokens(prompt)
+        tickets += [
+            Ticket(
+                base=request,
+                index=index,
+                submission=submission,
+                stream=stream,
+                num_bytes=num_bytes,
+                num_prompt_tokens=num_prompt_tokens,
+                admitted_at=now,
+            )
+            for index, request in enumerate(requests, start=first)
+        ]
+    return tickets
+
+
+def _size_on_channel(request: GenerationRequest, submission: Submission) -> int:
+    num_bytes = len(encode_command(SubmitBatch((request,))))
+    if num_bytes > MAX_REQUEST_BYTES:
+        raise ContextLengthExceededError(
+            f"Your request takes {num_bytes} bytes once its messages are in the model's format, more than the limit of "
+            f"{MAX_REQUEST_BYTES} bytes. Please shorten it.",
+            param=submission.prompt_param,
+        )
+    return num_bytes

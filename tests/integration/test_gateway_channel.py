@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway import dispatch
+from gateway import outages
 from gateway.channel import ChannelClosedError, GrpcChannel
 from gateway.dispatch import Dispatcher
 from gateway.errors import ModelUnavailableError
@@ -137,7 +137,7 @@ async def test_a_wrong_secret_is_told(worker: Worker) -> None:
 async def test_a_worker_that_refuses_us_is_out_of_reach_and_not_one_that_dies(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "CONNECT_GRACE_S", 0.5)
+    monkeypatch.setattr(outages, "CONNECT_GRACE_S", 0.5)
     metrics = Metrics(CollectorRegistry())
     dispatcher = Dispatcher(lambda address, _: GrpcChannel(address, "wrong"), metrics, request_timeout_s=30)
     ready = ReplicaView(replica_id="a", state=ReplicaState.READY, address=worker.address)

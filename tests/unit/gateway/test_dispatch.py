@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from gateway import dispatch, worker_link
+from gateway import dispatch, outages, ticket, worker_link
 from gateway.channel import ChannelClosedError
 from gateway.dispatch import Dispatcher
 from gateway.errors import (
@@ -426,7 +426,7 @@ async def test_without_any_replica_left_the_queue_is_told_why() -> None:
 
 
 async def test_a_replica_that_cannot_be_reached_is_given_up_after_a_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "CONNECT_GRACE_S", 0.05)
+    monkeypatch.setattr(outages, "CONNECT_GRACE_S", 0.05)
     worker = ScriptedWorker()
     worker.is_dead = True
     async with dispatching({"a": worker}) as dispatcher:
@@ -643,7 +643,7 @@ async def test_large_requests_go_in_batches_that_a_channel_carries(monkeypatch: 
 
 
 async def test_a_request_that_no_channel_carries_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "MAX_REQUEST_BYTES", 1_000)
+    monkeypatch.setattr(ticket, "MAX_REQUEST_BYTES", 1_000)
     worker = ScriptedWorker()
     async with dispatching({"a": worker}) as dispatcher:
         with pytest.raises(ContextLengthExceededError, match="more than the limit of 1000 bytes"):
