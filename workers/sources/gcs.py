@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -87,10 +88,17 @@ class GcsStore:
         return self._checksums.get(file)
 
     def _download(self, bucket: str, key: str, write: Callable[[bytes], object], **arguments: int) -> None:
+        from google.api_core.exceptions import GoogleAPICallError
+
         blob = self._client.bucket(bucket).blob(key)
-        blob.download_to_file(
-            _Sink(write), raw_download=True, checksum=None, retry=None, timeout=_TIMEOUT_S, **arguments
-        )
+        try:
+            blob.download_to_file(
+                _Sink(write), raw_download=True, checksum=None, retry=None, timeout=_TIMEOUT_S, **arguments
+            )
+        except GoogleAPICallError as error:
+            if error.response is not None:
+                error.response.close()  # the client leaves its connection open
+            raise
 
     @contextmanager
     def _explained(self, act: str, file: RemoteFile | None = None) -> Iterator[None]:
@@ -112,6 +120,7 @@ class GcsStore:
             raise _unreachable(act, error) from error
         except InvalidOperation as error:
             # The server wants to know who asks, and there is nobody: anonymous credentials cannot be renewed.
+            traceback.clear_frames(error.__traceback__)  # they hold the answer, and with it a connection
             raise SourceError(f"cannot {act}: access is denied: {_NO_CREDENTIALS}") from error
         except GoogleAuthError as error:
             raise SourceError(
