@@ -167,11 +167,12 @@ def test_schemas_of_any_shape_are_followed(schema: dict[str, Any], good: str, ba
     assert not takes(source, written(ToolFormat.HERMES, ("f", bad)))
 
 
-ARGUMENTS = st.fixed_dictionaries({"city": st.text()}, optional={"days": st.integers(-(2**53), 2**53)})
+TEXTS = st.text(st.characters(exclude_characters="\x7f", exclude_categories=["Cs"]))  # llguidance has DEL escaped
+ARGUMENTS = st.fixed_dictionaries({"city": TEXTS}, optional={"days": st.integers(-(2**53), 2**53)})
 CALLS = st.lists(ARGUMENTS, min_size=1, max_size=3)
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.sampled_from(FORMATS), st.booleans(), CALLS)
 def test_what_the_grammar_takes_the_reader_reads(format_: ToolFormat, is_auto: bool, given: list[Any]) -> None:
     # A grammar has the keys in the order of the schema.

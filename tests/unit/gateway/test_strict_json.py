@@ -23,7 +23,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings().max_examples // 3)
 @given(st.dictionaries(st.text(), VALUES), st.booleans())
 def test_whatever_the_standard_library_writes_is_read_as_it_was(value: dict[str, Any], ascii_only: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii_only).encode()) == value

@@ -131,7 +131,7 @@ def test_a_stop_still_ends_it() -> None:
     assert (output.text, output.finish_reason) == ('{"name": "Ada"', FinishReason.STOP)
 
 
-@settings(max_examples=30)  # each compiles several grammars
+@settings(max_examples=settings().max_examples // 2)  # each compiles several grammars
 @given(
     st.lists(
         st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8), min_size=1, max_size=4

@@ -272,7 +272,7 @@ def test_the_documents_table_of_states_is_the_codes() -> None:
 EVENTS = ("placed", "loaded", "load fails", "dies", "hangs", "pending", "retire")
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings().max_examples // 3)
 @given(events=st.lists(st.sampled_from(EVENTS), max_size=6))
 def test_whatever_happens_a_replica_only_moves_as_the_table_says(events: list[str]) -> None:
     """And it serves only with an address, fails only with a reason, and comes back from neither failed nor draining."""
