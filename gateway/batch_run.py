@@ -16,7 +16,7 @@ from typing import IO, Final
 
 from gateway.batch_lines import CANCELLED, EXPIRED, WrongInputError, read_input, unanswered
 from gateway.batch_states import ForbiddenChangeError
-from gateway.batch_store import Outcome
+from gateway.batch_store import LeaseLostError, Outcome
 from gateway.begun_reply import Begins
 from gateway.errors import ModelNotFoundError
 from gateway.line_feed import FeedParts, LineFeed, LineOutcome
@@ -147,10 +147,11 @@ class BatchRun:
         outcome = Outcome(status=status, output_file=output, error_file=errors, num_unanswered=num_unanswered)
         try:
             await batches.finish(batch.id, self._owner, outcome)
-        except BaseException:
+        except LeaseLostError:
             for file in filter(None, (output, errors)):
                 await self._parts.files.discard(file)
             raise
+        # After any other failure the files may be there for clients all the same; if they are not, they are swept away.
         if num_unanswered:
             told = LineOutcome.CANCELLED if reason is CANCELLED else LineOutcome.EXPIRED
             self._parts.metrics.batch_lines(told, num_unanswered)

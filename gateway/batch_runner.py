@@ -95,12 +95,11 @@ class BatchRunner:
     async def _sweep_now_and_then(self) -> None:
         """Beside the looks: leases do not wait until there is nothing left to remove."""
         while True:
-            try:
-                await self._lines.sweep()
-                await self._batches.sweep()
-                await self._files.sweep()
-            except Exception:  # the edge of a task nobody awaits: without it nothing would be removed any more
-                logger.exception("what is over cannot be removed; trying again")
+            for sweep in (self._lines.sweep, self._batches.sweep, self._files.sweep):
+                try:
+                    await sweep()
+                except Exception:  # the edge of a task nobody awaits: without it nothing would be removed any more
+                    logger.exception("what is over cannot be removed; trying again")
             await asyncio.sleep(SWEEP_INTERVAL_S)
 
     async def _keep(self) -> None:

@@ -31,11 +31,18 @@ CREATE TABLE IF NOT EXISTS lines (
 ) WITHOUT ROWID;
 """
 MAX_REMOVED: Final = 1000
-"""In one change."""
-_REMOVE: Final = (
-    "DELETE FROM lines WHERE batch_id = :batch_id"
-    " AND number IN (SELECT number FROM lines WHERE batch_id = :batch_id ORDER BY number LIMIT :limit)"
+MAX_REMOVED_BYTES: Final = 32 * 1024 * 1024
+"""Of results, in one change; a single line may have more."""
+_REMOVE: Final = """
+DELETE FROM lines WHERE batch_id = :batch_id AND number IN (
+    SELECT number FROM (
+        SELECT number, num_bytes, SUM(num_bytes) OVER (ORDER BY number) AS total FROM (
+            SELECT number, COALESCE(LENGTH(result), 0) AS num_bytes
+            FROM lines WHERE batch_id = :batch_id ORDER BY number LIMIT :max_lines
+        )
+    ) WHERE total - num_bytes < :max_bytes
 )
+"""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,4 +157,5 @@ class LineStore:
             return 0 if batch_id is None else self._remove(batch_id)
 
     def _remove(self, batch_id: str) -> int:
-        return self._file.database.execute(_REMOVE, {"batch_id": batch_id, "limit": MAX_REMOVED}).rowcount
+        values = {"batch_id": batch_id, "max_lines": MAX_REMOVED, "max_bytes": MAX_REMOVED_BYTES}
+        return self._file.database.execute(_REMOVE, values).rowcount

@@ -67,13 +67,14 @@ def _check_needs_none(choice: Choice) -> None:
 
 
 def _among(tools: Sequence[Tool], named: Sequence[NamedTool]) -> tuple[Tool, ...]:
-    by_name = {tool.name: tool for tool in tools}
+    """Those that are named, in the order of all, so that prompts begin alike however they are named."""
+    names = {tool.name for tool in tools}
     for one in named:
-        if one.name not in by_name:
+        if one.name not in names:
             raise _invalid(
                 one.param, f"no function named '{shortened(one.name)}' was specified in the 'tools' parameter."
             )
-    return tuple(by_name[name] for name in dict.fromkeys(one.name for one in named))
+    return tuple(tool for tool in tools if tool.name in {one.name for one in named})
 
 
 def _invalid(param: str, reason: str) -> InvalidRequestError:

@@ -98,17 +98,23 @@ def reference_kept(row: torch.Tensor, top_k: int | None, top_p: float) -> dict[i
     return kept
 
 
-TRUNCATIONS = [(1, 1.0), (5, 1.0), (None, 0.6), (None, 0.95), (10, 0.5), (None, 1e-6), (49, 0.999), (1000, 0.9)]
+TRUNCATIONS = [
+    (1, 1.0), (5, 1.0), (None, 0.6), (None, 0.95), (10, 0.5), (None, 1e-6), (49, 0.999), (1000, 0.9),
+    *((top_k, top_p) for top_k in (6, 13, 20, 35) for top_p in (0.1, 0.2, 0.3, 0.4, 0.7)),
+]  # fmt: skip
+PEAKED = logits(3)
+PEAKED[[5, 30, 17, 44]] = float(PEAKED[5])  # equals, in the order of their ids
+FLAT = PEAKED * 0.1
+BOTH = pytest.mark.parametrize("row", [PEAKED, FLAT], ids=["peaked", "flat"])
 
 
+@BOTH
 @pytest.mark.parametrize("num_candidates", [(), (4,), (4, 12), (49,)])
 def test_every_token_that_top_k_and_top_p_keep_is_drawn_where_its_probability_lies(
-    monkeypatch: pytest.MonkeyPatch, num_candidates: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch, num_candidates: tuple[int, ...], row: torch.Tensor
 ) -> None:
     """All cases are one batch, which has more rows than are drawn from at a time."""
     monkeypatch.setattr(drawing, "NUM_CANDIDATES", num_candidates)
-    row = logits(3)
-    row[[5, 30, 17, 44]] = float(row[5])  # equals, in the order of their ids
     expected, draws, made = [], [], []
     for top_k, top_p in TRUNCATIONS:
         kept = reference_kept(row, top_k, top_p)
@@ -124,10 +130,12 @@ def test_every_token_that_top_k_and_top_p_keep_is_drawn_where_its_probability_li
     assert sample(row.repeat(len(made), 1), made) == expected
 
 
-@pytest.mark.parametrize("num_candidates", [(), (2,), (10,)])
-def test_nothing_else_is_ever_drawn(monkeypatch: pytest.MonkeyPatch, num_candidates: tuple[int, ...]) -> None:
+@BOTH
+@pytest.mark.parametrize("num_candidates", [(), (2,), (10,), (4, 12)])
+def test_nothing_else_is_ever_drawn(
+    monkeypatch: pytest.MonkeyPatch, num_candidates: tuple[int, ...], row: torch.Tensor
+) -> None:
     monkeypatch.setattr(drawing, "NUM_CANDIDATES", num_candidates)
-    row = logits(3)
     for top_k, top_p in TRUNCATIONS:
         kept = [*reference_kept(row, top_k, top_p)]
         for number, token_id in ((0.0, kept[0]), (1 - 2**-53, kept[-1])):

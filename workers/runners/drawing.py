@@ -14,7 +14,6 @@ from typing import Final
 
 import torch
 
-from model_registry.contract import SamplingParams
 from workers.engine.sequence import Sequence
 
 NUM_CANDIDATES: Final = (64, 1024)
@@ -36,100 +35,109 @@ def draw(rows: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
     return ids
 
 
-def picked(rows: torch.Tensor, indices: Rows[int]) -> torch.Tensor:
-    """These rows in order; the same tensor where they are all that there are."""
-    return rows if len(indices) == len(rows) else rows[list(indices)]
-
-
-def _draw_some(rows: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
-    sampling = [sequence.request.sampling for sequence in sequences]
-    logits = (rows - rows.amax(dim=-1, keepdim=True)) / _column([one.temperature for one in sampling], rows)
-    if any(one.min_p for one in sampling):
-        limits = [math.log(one.min_p) if one.min_p else -math.inf for one in sampling]
-        logits.masked_fill_(logits < _column(limits, rows), -torch.inf)
-    draws = torch.tensor([sequence.draw() for sequence in sequences], device=rows.device, dtype=torch.double)
-    probabilities = torch.softmax(logits, dim=-1)
-    cut = [index for index, one in enumerate(sampling) if one.top_k is not None or one.top_p < 1]
-    whole = [index for index, one in enumerate(sampling) if one.top_k is None and one.top_p == 1]
-    if not cut:
-        return _pick(probabilities, draws)
-    chosen = torch.zeros(len(rows), device=rows.device, dtype=torch.long)
-    if whole:
-        chosen[whole] = _pick(probabilities[whole], draws[whole])
-    chosen[cut] = _pick_of_likeliest(
-        picked(logits, cut), picked(probabilities, cut), draws[cut], [sampling[index] for index in cut]
-    )
-    return chosen
-
-
-def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype)[:, None]
-
-
-def _pick(probabilities: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Indices `[num_rows]`, chosen by numbers in [0, 1) through the inverse of the cumulative distributions."""
-    cumulative = probabilities.double().cumsum(dim=-1)
-    picked = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
-    return picked[:, 0].clamp(max=cumulative.shape[1] - 1)
-
-
-def _pick_of_likeliest(
-    logits: torch.Tensor, probabilities: torch.Tensor, draws: torch.Tensor, sampling: Rows[SamplingParams]
-) -> torch.Tensor:
-    """Ids `[num_rows]` out of what top-k and top-p leave."""
-    chosen = torch.zeros(len(logits), device=logits.device, dtype=torch.long)
-    vocab_size = logits.shape[1]
-    limits = _Limits.of(sampling, vocab_size, logits.device)
-    unsettled = list(range(len(logits)))
-    for num_candidates in (*(num for num in NUM_CANDIDATES if num < vocab_size), vocab_size):
-        token_ids, is_settled = _pick_among(
-            num_candidates,
-            picked(logits, unsettled),
-            picked(probabilities, unsettled),
-            draws[unsettled],
-            limits.rows(unsettled),
-        )
-        chosen[unsettled] = token_ids
-        if num_candidates < vocab_size:
-            unsettled = [row for row, settled in zip(unsettled, is_settled.tolist(), strict=True) if not settled]
-        if not unsettled:
-            break
-    return chosen
-
-
 @dataclass(frozen=True, slots=True)
-class _Limits:
-    """Columns `[num_rows, 1]`."""
+class _Rows:
+    """Some rows, and what their sequences ask for as columns `[num_rows, 1]`."""
 
+    logits: torch.Tensor
+    """`[num_rows, vocab_size]`, after temperature and min-p."""
+    probabilities: torch.Tensor
     top_k: torch.Tensor
+    """The size of the vocabulary where all may stay."""
     top_p: torch.Tensor
+    number: torch.Tensor
+    """Random, in [0, 1)."""
 
-    @classmethod
-    def of(cls, sampling: Rows[SamplingParams], vocab_size: int, device: torch.device) -> _Limits:
-        top_k = [min(one.top_k or vocab_size, vocab_size) for one in sampling]
-        top_p = torch.tensor([one.top_p for one in sampling], device=device, dtype=torch.double)
-        return cls(torch.tensor(top_k, device=device)[:, None], top_p[:, None])
+    def at(self, indices: torch.Tensor) -> _Rows:
+        return _Rows(
+            self.logits[indices],
+            self.probabilities[indices],
+            self.top_k[indices],
+            self.top_p[indices],
+            self.number[indices],
+        )
 
-    def rows(self, indices: list[int]) -> _Limits:
-        return _Limits(self.top_k[indices], self.top_p[indices])
+
+def _draw_some(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
+    """Ids `[num_rows]`."""
+    rows = _rows(logits, sequences)
+    sampling = [sequence.request.sampling for sequence in sequences]
+    is_cut = [one.top_k is not None or one.top_p < 1 for one in sampling]
+    if not any(is_cut):
+        return _pick(rows)
+    if all(is_cut):
+        return _pick_of_likeliest(rows)
+    chosen = torch.zeros(len(sampling), device=logits.device, dtype=torch.long)
+    for pick, wanted in ((_pick, False), (_pick_of_likeliest, True)):
+        at = torch.tensor([index for index, cut in enumerate(is_cut) if cut is wanted], device=logits.device)
+        chosen[at] = pick(rows.at(at))
+    return chosen
 
 
-def _pick_among(
-    num_candidates: int, logits: torch.Tensor, probabilities: torch.Tensor, draws: torch.Tensor, limits: _Limits
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows(logits: torch.Tensor, sequences: Rows[Sequence]) -> _Rows:
+    vocab_size = logits.shape[1]
+    table = [
+        (
+            sampling.temperature,
+            math.log(sampling.min_p) if sampling.min_p else -math.inf,
+            min(sampling.top_k or vocab_size, vocab_size),
+            sampling.top_p,
+            sequence.draw(),
+        )
+        for sequence in sequences
+        for sampling in (sequence.request.sampling,)
+    ]
+    # All at once: each copy to a device waits until it has nothing else to do.
+    columns = torch.tensor(table, dtype=torch.double, device=logits.device).unsqueeze(-1).unbind(dim=1)
+    temperature, least_logit, top_k, top_p, number = columns
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.to(logits.dtype)
+    if any(sequence.request.sampling.min_p for sequence in sequences):
+        logits.masked_fill_(logits < least_logit.to(logits.dtype), -torch.inf)
+    return _Rows(logits, torch.softmax(logits, dim=-1), top_k.long(), top_p, number)
+
+
+def _pick(rows: _Rows) -> torch.Tensor:
+    """Ids `[num_rows]`, chosen by the random numbers through the inverse of the cumulative distributions."""
+    mass = rows.probabilities.double().cumsum(dim=-1)
+    index = torch.searchsorted(mass, rows.number * mass[:, -1:], right=True)
+    return index[:, 0].clamp(max=mass.shape[1] - 1)
+
+
+def _pick_of_likeliest(rows: _Rows) -> torch.Tensor:
+    """Ids `[num_rows]` out of what top-k and top-p leave."""
+    num_rows, vocab_size = rows.logits.shape
+    chosen = torch.zeros(num_rows, device=rows.logits.device, dtype=torch.long)
+    at = torch.arange(num_rows, device=chosen.device)
+    for num_candidates in (*(num for num in NUM_CANDIDATES if num < vocab_size), vocab_size):
+        chosen[at], is_settled = _pick_among(num_candidates, rows)
+        unsettled = (~is_settled).nonzero()[:, 0]
+        if num_candidates == vocab_size or not len(unsettled):
+            break
+        if len(unsettled) < len(at):
+            at, rows = at[unsettled], rows.at(unsettled)
+    return chosen
+
+
+def _pick_among(num_candidates: int, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids `[num_rows]` out of the likeliest, and whether looking at more could not change them."""
-    values, ids = _likeliest(logits, num_candidates)
-    candidates = probabilities.gather(1, ids).double()
+    values, ids = _likeliest(rows.logits, num_candidates)
+    candidates = rows.probabilities.gather(1, ids).double()
     mass = candidates.cumsum(dim=-1)
-    # Top-p is a share of what top-k left.
-    of_top_k = mass.gather(1, limits.top_k.clamp(max=num_candidates) - 1)
-    limit = limits.top_p * torch.where(limits.top_k <= num_candidates, of_top_k, 1.0)
+    limit, is_known = _limit(mass, rows)
     # A token stays while those before it have not reached the limit, so the likeliest always does.
-    is_kept = (mass - candidates < limit) & (torch.arange(num_candidates, device=ids.device) < limits.top_k)
+    is_kept = (mass - candidates < limit) & (torch.arange(num_candidates, device=ids.device) < rows.top_k)
     last = is_kept.sum(dim=-1, keepdim=True).clamp(min=1) - 1
-    index = torch.searchsorted(mass, draws[:, None] * mass.gather(1, last), right=True).minimum(last)
-    is_settled = values.gather(1, last) > values[:, -1:]
+    index = torch.searchsorted(mass, rows.number * mass.gather(1, last), right=True).minimum(last)
+    is_settled = is_known & (values.gather(1, last) > values[:, -1:])
     return ids.gather(1, index)[:, 0], is_settled[:, 0]
+
+
+def _limit(mass: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probability that top-p leaves, which is a share of what top-k left, and whether the candidates tell it."""
+    num_candidates, vocab_size = mass.shape[1], rows.logits.shape[1]
+    is_among = rows.top_k <= num_candidates
+    of_top_k = mass.gather(1, rows.top_k.clamp(max=num_candidates) - 1)
+    return rows.top_p * torch.where(is_among, of_top_k, 1.0), is_among | (rows.top_k == vocab_size)
 
 
 def _likeliest(logits: torch.Tensor, num_candidates: int) -> tuple[torch.Tensor, torch.Tensor]:

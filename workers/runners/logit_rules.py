@@ -33,9 +33,13 @@ class _Entries:
 
     def __init__(self, rows: torch.Tensor, entries: Iterable[tuple[int, Iterable[int]]]) -> None:
         """`entries`: token ids of a row."""
-        pairs = [(row, token_id) for row, token_ids in entries for token_id in token_ids]
+        row_indices: list[int] = []
+        columns: list[int] = []
+        for row, token_ids in entries:
+            columns += token_ids
+            row_indices += [row] * (len(columns) - len(row_indices))
         self._rows = rows
-        self._index = tuple(torch.tensor(pairs, device=rows.device, dtype=torch.long).view(-1, 2).T)
+        self._index = torch.tensor([row_indices, columns], device=rows.device, dtype=torch.long).unbind()
 
     @property
     def values(self) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Chooses tokens from logits with torch, all sequences of a step together, each by its own parameters.
 
 Order as in vLLM: constraints, bans, biases, penalties, temperature, min-p, top-k, top-p, draw. A row's result depends
-on that row and its sequence alone, never on its neighbours. What the device computes is fetched a few times per step,
-however many sequences it has: each fetch waits for the device. Logprobs are those of the row as it came, as vLLM's
-`raw_logprobs` are, and cost nothing where nobody wants them.
+on that row and its sequence alone, never on its neighbours. Nothing is fetched from the device row by row, since each
+fetch waits for it. Logprobs are those of the row as it came, as vLLM's `raw_logprobs` are, and cost nothing where
+nobody wants them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from workers.engine.sampler import RawLogprobs, SampledToken
 from workers.engine.sequence import Sequence
-from workers.runners.drawing import draw, picked
+from workers.runners.drawing import draw
 from workers.runners.logit_rules import apply_rules
 from workers.runners.ranking import raw_logprobs
 
@@ -27,9 +27,9 @@ class TorchSampler:
 
     @torch.inference_mode()
     def sample(self, rows: torch.Tensor, sequences: Rows[Sequence], at: Rows[int]) -> list[SampledToken | Exception]:
-        rows = picked(rows, at)
+        rows = _picked(rows, at)
         wanted = [index for index, one in enumerate(sequences) if one.request.sampling.num_logprobs is not None]
-        logprobs = torch.log_softmax(picked(rows, wanted), dim=-1) if wanted else None
+        logprobs = torch.log_softmax(_picked(rows, wanted), dim=-1) if wanted else None
         faults: dict[int, Exception] = {**apply_rules(rows, sequences)}
         for index in _not_finite(rows):
             faults.setdefault(index, ArithmeticError("the model computed logits that are not finite"))
@@ -51,6 +51,11 @@ class TorchSampler:
         return raw_logprobs(torch.log_softmax(rows, dim=-1), token_ids, [num_logprobs] * len(rows))
 
 
+def _picked(rows: torch.Tensor, indices: Rows[int]) -> torch.Tensor:
+    """These rows in order: a copy, or the same tensor where they are all that there are."""
+    return rows if len(indices) == len(rows) else rows[list(indices)]
+
+
 def _not_finite(rows: torch.Tensor) -> list[int]:
     """Rows without a highest logit: one that is not a number, and one that allows nothing."""
     is_finite = torch.isfinite(rows.amax(dim=-1)).tolist()
@@ -63,7 +68,7 @@ def _choose(rows: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
     token_ids = _likeliest_tokens(rows) if len(drawn) < len(rows) else [0] * len(rows)
     if drawn:
         for index, token_id in zip(
-            drawn, draw(picked(rows, drawn), [sequences[index] for index in drawn]), strict=True
+            drawn, draw(_picked(rows, drawn), [sequences[index] for index in drawn]), strict=True
         ):
             token_ids[index] = token_id
     return token_ids

@@ -14,10 +14,12 @@ from fastapi import FastAPI
 
 from gateway import batch_runner, line_feed
 from gateway.app import create_app
+from gateway.batch_store import BatchStore, Outcome
 from gateway.offline import Offline
 from gateway.protocol.batches import Batch, BatchRequest, BatchStatus
 from gateway.protocol.files import UploadFields
 from gateway.settings import GatewaySettings
+from gateway.store_file import StoreError
 from gateway.ticket import Submission
 from model_registry.contract import FaultKind, SamplingParams, TextPrompt, TextSegment, WorkerStatus
 from tests.support.scripted_pool import (
@@ -215,3 +217,20 @@ async def test_a_gateway_that_ends_gives_back_what_it_has_at_once(tmp_path: Path
         await until(lambda: len(worker.requests) == 1)
         worker.emit(end_of(worker.requests[0]), status=IDLE)
         await ended(app, batch)
+
+
+async def test_an_end_of_which_nobody_heard_has_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = BatchStore.finish
+
+    async def finish_unheard(store: BatchStore, batch_id: str, owner: str, outcome: Outcome) -> None:
+        await finish(store, batch_id, owner, outcome)
+        raise StoreError("it did not answer in time")
+
+    monkeypatch.setattr(BatchStore, "finish", finish_unheard)
+    worker = ScriptedWorker()
+    async with running(tmp_path, a=worker) as app:
+        batch = await started(app)
+        await until(lambda: len(worker.requests) == 1)
+        worker.emit(end_of(worker.requests[0], text="kept"), status=IDLE)
+        _, found = await ended(app, batch)
+        assert found["0"]["body"]["choices"][0]["text"] == "kept"

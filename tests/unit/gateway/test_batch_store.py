@@ -155,8 +155,17 @@ async def test_an_end_comes_with_its_files(tmp_path: Path) -> None:
         assert (await stores.batches.num_by_status())[BatchStatus.EXPIRED] == 1
 
 
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"MAX_REMOVED": 2}, [2, 1]),
+        ({"MAX_REMOVED_BYTES": 100}, [1, 2]),
+        ({"MAX_REMOVED_BYTES": 101}, [2, 1]),
+        ({}, [3]),
+    ],
+)
 async def test_lines_are_removed_little_by_little_and_before_their_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounds: dict[str, int], expected: list[int]
 ) -> None:
     def num_lines() -> int:
         with closing(sqlite3.connect(tmp_path / "files.db")) as database:
@@ -170,11 +179,14 @@ async def test_lines_are_removed_little_by_little_and_before_their_batch(
         removals.append(remove(lines, batch_id))
         return removals[-1]
 
-    monkeypatch.setattr(line_store, "MAX_REMOVED", 2)
+    for name, bound in bounds.items():
+        monkeypatch.setattr(line_store, name, bound)
     monkeypatch.setattr(LineStore, "_remove", removed)
     clock = Clock()
     async with opened(tmp_path, clock) as stores:
         batch = await in_progress(stores)
+        await stores.lines.record(batch.id, "one", result(1, b"x" * 100))
+        await stores.lines.record(batch.id, "one", result(2, b"x"))
         await stores.lines.sweep()
         assert (removals, num_lines()) == ([], 3)
         await stores.batches.cancel(batch.id)
@@ -183,7 +195,7 @@ async def test_lines_are_removed_little_by_little_and_before_their_batch(
         await stores.batches.sweep()
         assert await stores.batches.get(batch.id) is not None
         await stores.lines.sweep()
-        assert (removals, num_lines()) == ([2, 1], 0)
+        assert (removals, num_lines()) == (expected, 0)
         await stores.batches.sweep()
         assert await stores.batches.get(batch.id) is None
 
