@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from gateway.errors import InvalidRequestError, MissingParameterError, UnsupportedParameterError, shortened
 from gateway.protocol.fields import INT32_MAX, INT64_MAX, GenerationFields
 from gateway.protocol.structured import ResponseFormat
-from gateway.protocol.tools import MAX_TOOLS, FunctionType, ToolChoice, ToolDefinition, tool_use_of
+from gateway.protocol.tools import MAX_TOOLS, FunctionType, ToolChoice, ToolDefinition, chat_tool_use
 from gateway.protocol.validation import LIST, TEXT, RequestModel, invalid, only_neutral, text_or_list
 from gateway.tool_use import ToolUse
 from model_registry.contract import ChatMessage, ToolCall
@@ -328,7 +328,7 @@ class ChatCompletionRequest(GenerationFields):
     @cached_property
     def tool_use(self) -> ToolUse:
         """Raises `InvalidRequestError` where tools and choice do not go together."""
-        return tool_use_of(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        return chat_tool_use(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     @cached_property
     def template_kwargs(self) -> dict[str, Any]:

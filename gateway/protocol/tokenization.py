@@ -10,7 +10,7 @@ from pydantic import Field
 from gateway.errors import InvalidRequestError, MissingParameterError
 from gateway.protocol.chat import Message, TemplateKwargs, Tools, check_can_go_on, conversation_of
 from gateway.protocol.fields import Body, TokenId
-from gateway.protocol.tools import tool_use_of
+from gateway.protocol.tools import chat_tool_use
 from gateway.protocol.validation import only_neutral
 from gateway.tool_use import ToolUse
 from model_registry.contract import ChatMessage
@@ -73,7 +73,7 @@ class TokenizeRequest(Body):
     @cached_property
     def tool_use(self) -> ToolUse:
         """Raises `InvalidRequestError` where the tools do not go together."""
-        return tool_use_of(self.tools or (), None, parallel=True)
+        return chat_tool_use(self.tools or (), None, parallel=True)
 
     @property
     def has_opening(self) -> bool:

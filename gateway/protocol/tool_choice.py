@@ -68,13 +68,14 @@ def _check_needs_none(choice: Choice) -> None:
 
 def _among(tools: Sequence[Tool], named: Sequence[NamedTool]) -> tuple[Tool, ...]:
     """Those that are named, in the order of all, so that prompts begin alike however they are named."""
-    names = {tool.name for tool in tools}
+    known = {tool.name for tool in tools}
     for one in named:
-        if one.name not in names:
+        if one.name not in known:
             raise _invalid(
                 one.param, f"no function named '{shortened(one.name)}' was specified in the 'tools' parameter."
             )
-    return tuple(tool for tool in tools if tool.name in {one.name for one in named})
+    chosen = {one.name for one in named}
+    return tuple(tool for tool in tools if tool.name in chosen)
 
 
 def _invalid(param: str, reason: str) -> InvalidRequestError:

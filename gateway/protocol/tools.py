@@ -8,9 +8,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from gateway.errors import InvalidRequestError, MissingParameterError, shortened
-from gateway.protocol import tool_choice
 from gateway.protocol.fields import INT64_MAX
-from gateway.protocol.tool_choice import Choice, NamedTool
+from gateway.protocol.tool_choice import Choice, NamedTool, tool_use_of
 from gateway.protocol.validation import OBJECT, TEXT, RequestModel, invalid
 from gateway.tool_use import Tool, ToolMode, ToolUse
 
@@ -173,12 +172,12 @@ ToolChoice = Annotated[
 ]
 
 
-def tool_use_of(
+def chat_tool_use(
     definitions: Sequence[ToolDefinition], choice: str | ToolChoiceObject | None, *, parallel: bool
 ) -> ToolUse:
     """What the request comes to. Raises `InvalidRequestError` where its tools and its choice do not go together."""
     tools = [definition.as_tool() for definition in definitions]
-    return tool_choice.tool_use_of(tools, _choice(choice), parallel=parallel, name_param="tools[{}].function.name")
+    return tool_use_of(tools, _choice(choice), parallel=parallel, name_param="tools[{}].function.name")
 
 
 def _choice(choice: str | ToolChoiceObject | None) -> Choice:

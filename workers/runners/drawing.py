@@ -36,8 +36,8 @@ def draw(rows: torch.Tensor, sequences: Rows[Sequence]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Some rows, and what their sequences ask for as columns `[num_rows, 1]`."""
+class _Draws:
+    """What some rows are drawn from, and what their sequences ask for as columns `[num_rows, 1]`."""
 
     logits: torch.Tensor
     """`[num_rows, vocab_size]`, after temperature and min-p."""
@@ -48,8 +48,8 @@ class _Rows:
     number: torch.Tensor
     """Random, in [0, 1)."""
 
-    def at(self, indices: torch.Tensor) -> _Rows:
-        return _Rows(
+    def at(self, indices: torch.Tensor) -> _Draws:
+        return _Draws(
             self.logits[indices],
             self.probabilities[indices],
             self.top_k[indices],
@@ -60,7 +60,7 @@ class _Rows:
 
 def _draw_some(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     """Ids `[num_rows]`."""
-    rows = _rows(logits, sequences)
+    rows = _draws_of(logits, sequences)
     sampling = [sequence.request.sampling for sequence in sequences]
     is_cut = [one.top_k is not None or one.top_p < 1 for one in sampling]
     if not any(is_cut):
@@ -74,7 +74,7 @@ def _draw_some(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     return chosen
 
 
-def _rows(logits: torch.Tensor, sequences: Rows[Sequence]) -> _Rows:
+def _draws_of(logits: torch.Tensor, sequences: Rows[Sequence]) -> _Draws:
     vocab_size = logits.shape[1]
     table = [
         (
@@ -93,17 +93,17 @@ def _rows(logits: torch.Tensor, sequences: Rows[Sequence]) -> _Rows:
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature.to(logits.dtype)
     if any(sequence.request.sampling.min_p for sequence in sequences):
         logits.masked_fill_(logits < least_logit.to(logits.dtype), -torch.inf)
-    return _Rows(logits, torch.softmax(logits, dim=-1), top_k.long(), top_p, number)
+    return _Draws(logits, torch.softmax(logits, dim=-1), top_k.long(), top_p, number)
 
 
-def _pick(rows: _Rows) -> torch.Tensor:
+def _pick(rows: _Draws) -> torch.Tensor:
     """Ids `[num_rows]`, chosen by the random numbers through the inverse of the cumulative distributions."""
     mass = rows.probabilities.double().cumsum(dim=-1)
     index = torch.searchsorted(mass, rows.number * mass[:, -1:], right=True)
     return index[:, 0].clamp(max=mass.shape[1] - 1)
 
 
-def _pick_of_likeliest(rows: _Rows) -> torch.Tensor:
+def _pick_of_likeliest(rows: _Draws) -> torch.Tensor:
     """Ids `[num_rows]` out of what top-k and top-p leave."""
     num_rows, vocab_size = rows.logits.shape
     chosen = torch.zeros(num_rows, device=rows.logits.device, dtype=torch.long)
@@ -118,7 +118,7 @@ def _pick_of_likeliest(rows: _Rows) -> torch.Tensor:
     return chosen
 
 
-def _pick_among(num_candidates: int, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def _pick_among(num_candidates: int, rows: _Draws) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids `[num_rows]` out of the likeliest, and whether looking at more could not change them."""
     values, ids = _likeliest(rows.logits, num_candidates)
     candidates = rows.probabilities.gather(1, ids).double()
@@ -132,7 +132,7 @@ def _pick_among(num_candidates: int, rows: _Rows) -> tuple[torch.Tensor, torch.T
     return ids.gather(1, index)[:, 0], is_settled[:, 0]
 
 
-def _limit(mass: torch.Tensor, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def _limit(mass: torch.Tensor, rows: _Draws) -> tuple[torch.Tensor, torch.Tensor]:
     """The probability that top-p leaves, which is a share of what top-k left, and whether the candidates tell it."""
     num_candidates, vocab_size = mass.shape[1], rows.logits.shape[1]
     is_among = rows.top_k <= num_candidates
